@@ -1,0 +1,51 @@
+"""Labels or attributes become what encoder, decoder and prior see: a condition c [B, C]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_cli.errors import UserError
+
+
+class Unconditional(nn.Module):
+    """No condition: p(x)."""
+
+    dim = 0
+
+    def forward(self, y: Tensor | None) -> None:
+        """Return None, whatever the labels."""
+        return None
+
+
+class Label(nn.Module):
+    """Classes [B] become one-hot vectors or rows of a learned table, attributes [B, A] themselves or a learned map.
+
+    Args:
+        classes: the number of classes, or None.
+        attributes: the number of attributes, or None.
+        embedding: C, the width of what is learned; None for one-hot vectors and plain attributes.
+
+    Raises:
+        UserError: there are neither classes nor attributes.
+    """
+
+    def __init__(self, *, classes: int | None, attributes: int | None, embedding: int | None = None):
+        super().__init__()
+        width = classes or attributes
+        if not width:
+            raise UserError("conditional=label: the data have no labels; conditional=none is allowed")
+        self.classes, self.dim = classes, embedding or width
+        self.map = nn.Linear(width, embedding, bias=False) if embedding else nn.Identity()
+
+    def forward(self, y: Tensor | None) -> Tensor:
+        """Map labels to conditions [B, C].
+
+        Raises:
+            ValueError: no labels were given.
+        """
+        if y is None:
+            raise ValueError("a conditional model needs labels y")
+        one_hot = F.one_hot(y, self.classes) if self.classes else y
+        return self.map(one_hot.to(torch.float32))

@@ -1,0 +1,471 @@
+"""The typed schema: each setting's type and range, in one place. Nothing here imports torch.
+
+Defaults live in conf/*.yaml alone; `validate` turns a composed configuration into typed objects or raises a
+`UserError` that names the setting by its full key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vae_cli.errors import UserError, unknown_setting
+
+
+def _amount(value: int | float) -> int | float:
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError("a count (0, 1, 2, …) or a fraction below 1 is allowed")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[int | float, AfterValidator(_amount)]
+Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
+Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
+Scale = Literal["per_pixel", "shared", "optimal"] | Positive
+
+
+class Settings(BaseModel):
+    """Strictly typed, finite, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Part(Settings):
+    """A part: what to build and its keyword arguments."""
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The part's own keyword arguments."""
+        return self.model_dump(exclude={"target"})
+
+
+class OwnPart(Part):
+    """A user's part: any settings, which its own constructor checks."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Data(Part):
+    """What every data source shares; the rest are the source's own arguments."""
+
+    binarize: Literal["auto", "dynamic", "static", "threshold", "none"]
+    dequantize: bool
+    valid: Amount
+    limit: Count | None
+    seed: Seed
+    test: Amount | None = None  # absent where the source brings its own test split
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The source's own keyword arguments."""
+        return self.model_dump(exclude={"target", *Data.model_fields})
+
+
+class OwnData(Data):
+    """A user's source."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Vision(Data):
+    """A torchvision data set with its own test split."""
+
+    root: str
+    test: None = Field(None, exclude=True)
+
+
+class Emnist(Vision):
+    """EMNIST."""
+
+    split: Literal["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
+
+
+class Omniglot(Data):
+    """Omniglot."""
+
+    root: str
+    size: Count
+    test: Amount
+
+
+class CelebA(Vision):
+    """CelebA, which has its own validation split as well."""
+
+    size: Count
+    crop: Annotated[int, Field(ge=1, le=178)]
+
+
+class Digits(Data):
+    """The embedded digits."""
+
+    test: Amount
+
+
+class Arrays(Data):
+    """A user's arrays."""
+
+    path: str
+    test: Amount
+
+
+class Images(Data):
+    """A user's pictures."""
+
+    path: str
+    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+    color: Literal["rgb", "grayscale"]
+    test: Amount
+
+
+class Synthetic(Data):
+    """Generated examples."""
+
+    n: Count
+    shape: Annotated[list[Count], Field(min_length=1, max_length=3)]
+    classes: Annotated[int, Field(ge=0)]
+    test: Amount
+
+
+class Model(Part):
+    """What every model shares."""
+
+    latent_dim: Count
+
+
+class MLP(Model):
+    """Fully connected."""
+
+    hidden: Annotated[list[Count], Field(min_length=1)]
+    activation: Activation
+
+
+class Conv(Model):
+    """Strided convolutions."""
+
+    channels: Annotated[list[Count], Field(min_length=1)]
+    hidden: list[Count]
+    activation: Activation
+
+
+class ResNet(Model):
+    """Residual blocks."""
+
+    channels: Annotated[list[Count], Field(min_length=1)]
+    blocks: Count
+    activation: Activation
+
+
+class OwnModel(Model):
+    """A user's model."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class LocationScale(Part):
+    """Gaussian or Laplace."""
+
+    scale: Scale
+    min_scale: Positive
+
+
+class DiscretizedLogistic(Part):
+    """Mixture of discretised logistics."""
+
+    mixtures: Count
+
+
+class ELBO(Part):
+    """The evidence lower bound."""
+
+    samples: Count
+
+
+class KL(Part):
+    """What every schedule of the KL weight shares."""
+
+    weight: NonNegative
+    free_bits: NonNegative
+
+
+class Warmup(KL):
+    """A rise over so many epochs."""
+
+    warmup: NonNegative
+
+
+class SigmoidWarmup(Warmup):
+    """A logistic rise."""
+
+    steepness: Positive
+
+
+class Cyclical(KL):
+    """Repeated rises."""
+
+    period: Positive
+    ratio: Fraction
+    cycles: Count
+
+
+class Capacity(Warmup):
+    """A target for the KL."""
+
+    capacity: NonNegative
+
+
+class OwnKL(KL):
+    """A user's schedule."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Label(Part):
+    """Conditioning on labels or attributes."""
+
+    embedding: Count | None
+
+
+class Optimizer(Part):
+    """What every optimizer shares."""
+
+    lr: Positive
+    weight_decay: NonNegative
+
+
+class Adam(Optimizer):
+    """The Adam family."""
+
+    betas: Betas
+    eps: Positive
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent."""
+
+    momentum: Momentum
+    nesterov: bool
+
+
+class OwnOptimizer(Part):
+    """A user's optimizer."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    lr: Positive
+
+
+class CosineLR(Part):
+    """Half a cosine."""
+
+    final: Fraction
+    warmup: NonNegative
+
+
+class StepLR(Part):
+    """A staircase."""
+
+    every: Positive
+    factor: Annotated[float, Field(gt=0, le=1)]
+
+
+class WarmupLR(Part):
+    """A linear rise."""
+
+    warmup: NonNegative
+
+
+class PlateauLR(Part):
+    """A fall on every plateau."""
+
+    patience: Count
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    min: Fraction
+
+
+class Trainer(Settings):
+    """The loop."""
+
+    epochs: Count
+    steps: Count | None
+    batch_size: Count
+    grad_clip: Positive | None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    early_stopping: Count | None
+    final: Literal["best", "last"]
+    validate_every: Positive
+    checkpoint_every: Count
+    log_every: Count
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    deterministic: bool
+
+
+class Config(Settings):
+    """A whole configuration."""
+
+    data: Data
+    model: Model
+    likelihood: Part
+    prior: Part
+    posterior: Part
+    objective: Part
+    kl: KL
+    conditional: Part
+    optimizer: Part
+    lr_schedule: Part
+    trainer: Trainer
+    seed: Seed
+    resume: str | None
+
+
+# What may stand under each group: the target of each of our options and its settings; then a user's own.
+OPTIONS: dict[str, dict[str, type[Part]]] = {
+    "data": {
+        "vae_cli.data.embedded.digits": Digits,
+        "vae_cli.data.embedded.synthetic": Synthetic,
+        "vae_cli.data.vision.mnist": Vision,
+        "vae_cli.data.vision.fashion_mnist": Vision,
+        "vae_cli.data.vision.kmnist": Vision,
+        "vae_cli.data.vision.qmnist": Vision,
+        "vae_cli.data.vision.emnist": Emnist,
+        "vae_cli.data.vision.omniglot": Omniglot,
+        "vae_cli.data.vision.cifar10": Vision,
+        "vae_cli.data.vision.svhn": Vision,
+        "vae_cli.data.vision.celeba": CelebA,
+        "vae_cli.data.files.arrays": Arrays,
+        "vae_cli.data.files.images": Images,
+        "": OwnData,
+    },
+    "model": {
+        "vae_cli.model.mlp.MLP": MLP,
+        "vae_cli.model.conv.Conv": Conv,
+        "vae_cli.model.resnet.ResNet": ResNet,
+        "vae_cli.model.linear.Linear": Model,
+        "": OwnModel,
+    },
+    "likelihood": {
+        "vae_cli.likelihood.Bernoulli": Part,
+        "vae_cli.likelihood.ContinuousBernoulli": Part,
+        "vae_cli.likelihood.Gaussian": LocationScale,
+        "vae_cli.likelihood.Laplace": LocationScale,
+        "vae_cli.likelihood.DiscretizedLogistic": DiscretizedLogistic,
+        "vae_cli.likelihood.Categorical": Part,
+        "": OwnPart,
+    },
+    "prior": {"vae_cli.prior.Standard": Part, "": OwnPart},
+    "posterior": {"vae_cli.posterior.Gaussian": Part, "": OwnPart},
+    "objective": {"vae_cli.objective.ELBO": ELBO, "": OwnPart},
+    "kl": {
+        "vae_cli.schedule.Constant": KL,
+        "vae_cli.schedule.Linear": Warmup,
+        "vae_cli.schedule.Cosine": Warmup,
+        "vae_cli.schedule.Sigmoid": SigmoidWarmup,
+        "vae_cli.schedule.Cyclical": Cyclical,
+        "vae_cli.schedule.Capacity": Capacity,
+        "": OwnKL,
+    },
+    "conditional": {
+        "vae_cli.conditioning.Unconditional": Part,
+        "vae_cli.conditioning.Label": Label,
+        "": OwnPart,
+    },
+    "optimizer": {
+        "torch.optim.Adam": Adam,
+        "torch.optim.AdamW": Adam,
+        "torch.optim.Adamax": Adam,
+        "torch.optim.SGD": SGD,
+        "": OwnOptimizer,
+    },
+    "lr_schedule": {
+        "vae_cli.schedule.ConstantLR": Part,
+        "vae_cli.schedule.CosineLR": CosineLR,
+        "vae_cli.schedule.StepLR": StepLR,
+        "vae_cli.schedule.WarmupLR": WarmupLR,
+        "vae_cli.schedule.PlateauLR": PlateauLR,
+        "": OwnPart,
+    },
+}
+
+
+def validate(raw: Mapping[str, Any]) -> Config:
+    """Check a composed configuration and return it typed.
+
+    Raises:
+        UserError: names the first setting that is unknown, of the wrong type, out of range or without effect.
+    """
+    parts = {group: _check(_schema(group, raw), raw[group], f"{group}.") for group in OPTIONS if group in raw}
+    trainer = _check(Trainer, raw.get("trainer"), "trainer.")
+    config = _check(Config, {**raw, **parts, "trainer": trainer}, "")
+    _refuse_without_effect(config)
+    return config
+
+
+def _schema(group: str, raw: Mapping[str, Any]) -> type[Part]:
+    content = raw[group]
+    if not isinstance(content, Mapping) or not isinstance(content.get("_target_"), str):
+        raise UserError(f"{group}={content}: no such option, or one without a _target_")
+    target = content["_target_"]
+    if target not in OPTIONS[group] and target.startswith("vae_cli."):
+        raise UserError(f"{group}._target_={target}: no such part of vae_cli")
+    return OPTIONS[group].get(target, OPTIONS[group][""])
+
+
+def _check(schema: type[BaseModel], content: Any, prefix: str) -> Any:
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_describe(error, prefix)) from None
+
+
+def _describe(error: ValidationError, prefix: str) -> str:
+    """One line for the first faulty setting: its key, what was given, what is allowed."""
+    problems = error.errors(include_url=False)
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    name = str(first["loc"][0]) if first["loc"] else ""
+    key = f"{prefix}{name}".rstrip(".")
+    if first["type"] == "extra_forbidden":
+        return unknown_setting(key)
+    if first["type"] == "missing":
+        return f"{key}: required; nothing was given"
+    same = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
+    wanted = " or ".join(dict.fromkeys(_wanted(p) for p in same))
+    given = first["input"] if len(first["loc"]) < 2 or len(same) == 1 else _given(same)
+    return f"{key}={given}: {wanted}"
+
+
+def _given(problems: list) -> Any:
+    return min((p["input"] for p in problems), key=lambda value: isinstance(value, (list, dict)))
+
+
+def _wanted(problem: Any) -> str:
+    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return text if "allowed" in text else f"{text.removeprefix('a valid ')} is allowed"
+
+
+def _refuse_without_effect(config: Config) -> None:
+    """Refuse settings that the chosen parts would ignore."""
+    discrete = ("Bernoulli", "DiscretizedLogistic", "Categorical")
+    likelihood = config.likelihood.target.removeprefix("vae_cli.likelihood.")
+    if config.data.dequantize and likelihood in discrete:
+        raise UserError(
+            f"data.dequantize=true: has no effect with a likelihood over discrete values ({likelihood}); "
+            "it is for continuous_bernoulli, gaussian and laplace"
+        )
+    if config.data.dequantize and config.data.binarize not in ("auto", "none"):
+        raise UserError(
+            f"data.dequantize=true: contradicts data.binarize={config.data.binarize}; auto or none is allowed"
+        )
+    if config.data.valid == 0 and config.trainer.early_stopping and config.data.target.split(".")[-1] != "celeba":
+        raise UserError("trainer.early_stopping: has no effect with data.valid=0; give validation examples")
+    if config.data.valid == 0 and config.lr_schedule.target.endswith("PlateauLR"):
+        raise UserError("lr_schedule=plateau: has no effect with data.valid=0; give validation examples")

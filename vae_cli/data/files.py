@@ -1,0 +1,148 @@
+"""A user's own files: arrays and pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.data.examples import Examples, Splits
+from vae_cli.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def arrays(*, path: str) -> Splits:
+    """Return the examples of an .npz (`x`, `y`) or .npy: [N, *shape].
+
+    Bytes stay bytes (256 levels, or 2 where no value exceeds 1); other integers 0 … 255 become as many levels as
+    their largest value needs; anything else becomes float32. Channels may come last. Labels are classes (integers)
+    or attribute vectors (two dimensions).
+    """
+    x, y = _read(Path(path))
+    if x.ndim < 2 or 0 in x.shape:
+        raise UserError(
+            f"data.path={path}: examples of shape {_shown(x.shape)}; [N, …] with N ≥ 1 and one axis more is allowed"
+        )
+    if y is not None and len(y) != len(x):
+        raise UserError(
+            f"data.path={path}: {len(x)} examples in `x` but {len(y)} labels in `y`; the counts must be equal"
+        )
+    examples, levels = _levels(path, _channels_first(x))
+    labels, classes = (None, None) if y is None else _labels(path, y)
+    return Splits(Examples(examples, labels), levels=levels, classes=classes)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    if not path.is_file():
+        raise UserError(f"data.path={path}: no such file; an .npz or .npy file is allowed")
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)
+        content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+    except Exception as error:
+        raise UserError(f"data.path={path}: not a readable .npz or .npy file ({error})".splitlines()[0]) from None
+    if "x" not in content and len(content) != 1:
+        raise UserError(f"data.path={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
+    x = content["x"] if "x" in content else next(iter(content.values()))
+    return x, content.get("y")
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] → [N, C, H, W], told by the axis that could be channels."""
+    few = (1, 3, 4)
+    return np.moveaxis(x, -1, 1) if x.ndim == 4 and x.shape[-1] in few and x.shape[1] not in few else x
+
+
+def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
+    if x.dtype.kind == "b":
+        return torch.from_numpy(np.ascontiguousarray(x)).to(torch.uint8), 2
+    if x.dtype.kind in "ui" and x.min() >= 0 and x.max() <= 255:
+        levels = 2 if x.max() <= 1 else 256 if x.dtype == np.uint8 else int(x.max()) + 1
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8)), levels
+    if x.dtype.kind not in "uif":
+        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
+    values = np.ascontiguousarray(x, dtype=np.float32)
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
+        raise UserError(
+            f"data.path={path}: NaN or infinity in `x` (first in example {bad}); finite numbers are allowed"
+        )
+    if ((values == 0) | (values == 1)).all():
+        return torch.from_numpy(values.astype(np.uint8)), 2
+    return torch.from_numpy(values), None
+
+
+def _labels(path: str, y: np.ndarray) -> tuple[Tensor, int | None]:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim == 1 and y.dtype.kind in "US":
+        names, y = np.unique(y, return_inverse=True)
+        return torch.from_numpy(y).long(), len(names)
+    if y.ndim == 1 and y.dtype.kind in "uib" and y.min() >= 0:
+        return torch.from_numpy(y.astype(np.int64)), int(y.max()) + 1
+    if y.ndim == 2 and y.dtype.kind in "uifb" and np.isfinite(y.astype(np.float32)).all():
+        return torch.from_numpy(y.astype(np.float32)), None
+    raise UserError(
+        f"data.path={path}: labels `y` of shape {_shown(y.shape)} and type {y.dtype}; "
+        "classes [N] from 0 (integers or names) or finite attributes [N, A] are allowed"
+    )
+
+
+def images(*, path: str, size: int | list[int], color: str) -> Splits:
+    """Return the pictures of a folder: [N, C, H, W] bytes; its subfolders, where there are any, are the classes."""
+    root = Path(path)
+    if not root.is_dir():
+        raise UserError(f"data.path={path}: no such folder")
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and _pictures(entry))
+    files = [file for folder in folders for file in _pictures(folder)] or _pictures(root)
+    if not files:
+        raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))})")
+    height, width = (size, size) if isinstance(size, int) else size
+    x = decode(files, (height, width), {"rgb": "RGB", "grayscale": "L"}[color])
+    if not folders:
+        return Splits(Examples(x), levels=256)
+    y = torch.cat([torch.full((len(_pictures(folder)),), k) for k, folder in enumerate(folders)])
+    return Splits(Examples(x, y), levels=256, classes=len(folders))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor:
+    """Decode pictures in parallel threads: [N, C, H, W] bytes, cut to the frame's proportions and scaled to it."""
+    x = torch.empty(len(files), len(mode), *size, dtype=torch.uint8)
+
+    def work(i: int) -> None:
+        x[i] = _decode_one(files[i], size, mode, crop)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(work, range(len(files)), chunksize=64):
+            pass
+    return x
+
+
+def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            picture = ImageOps.exif_transpose(opened).convert(mode)
+    except Exception as error:
+        raise UserError(f"data.path: {file} cannot be read as an image ({error})".splitlines()[0]) from None
+    if crop is not None:
+        left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
+        picture = picture.crop((left, top, left + crop, top + crop))
+    height, width = size
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(fitted)).view(height, width, len(mode)).permute(2, 0, 1)

@@ -1,0 +1,183 @@
+"""torchvision's data sets, read once into memory as the bytes they are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.data.examples import Examples, Splits
+from vae_cli.errors import UserError
+
+TIMEOUT = 20.0  # seconds to wait for a first answer from a data set's host
+
+
+def _fetch(root: str, build: Callable[..., Any], hosts: list[str]) -> Any:
+    """Build a torchvision data set from its files, downloading them where they are absent."""
+    try:
+        return build(root=root, download=False)
+    except (RuntimeError, OSError, ValueError):
+        _require_network(root, hosts)
+    try:
+        return _with_timeouts(lambda: build(root=root, download=True))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"data.root={root}: the data set is not there and its download failed: {reason}") from error
+
+
+def _require_network(root: str, hosts: list[str]) -> None:
+    """Raise within TIMEOUT seconds when none of the hosts answers (through a proxy, where one is set)."""
+    answered = threading.Event()
+    for host in hosts:
+        threading.Thread(target=_ask, args=(host, answered), daemon=True).start()
+    if not answered.wait(TIMEOUT):
+        raise UserError(
+            f"data.root={Path(root).absolute()}: the data set is not there, and there is no network to download it "
+            f"(no answer from {' or '.join(hosts)}); put its files there, or point data.root or VAE_DATA at them"
+        )
+
+
+def _ask(host: str, answered: threading.Event) -> None:
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(host, method="HEAD"), timeout=TIMEOUT / 2)
+    except urllib.error.HTTPError:
+        answered.set()  # an answer, if a grumpy one
+    except OSError:
+        return
+    answered.set()
+
+
+def _with_timeouts(work: Callable[[], Any]) -> Any:
+    import socket
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        return work()
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _pair(root: str, build: Callable[..., Any], hosts: list[str]) -> tuple[Any, Any]:
+    return tuple(_fetch(root, lambda flag=flag, **kw: build(flag, **kw), hosts) for flag in (True, False))
+
+
+def _mnist_like(root: str, name: str, hosts: list[str], classes: int = 10, **kwargs: Any) -> Splits:
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    train, test = _pair(root, lambda flag, **kw: kind(train=flag, **kwargs, **kw), hosts)
+    return Splits(
+        Examples(train.data, _classes(train.targets)),
+        test=Examples(test.data, _classes(test.targets)),
+        levels=256,
+        classes=classes,
+    )
+
+
+def _classes(y: Any) -> Tensor:
+    y = torch.as_tensor(np.asarray(y)).long()
+    return y[:, 0] if y.ndim == 2 else y  # QMNIST keeps more beside the class
+
+
+def mnist(*, root: str) -> Splits:
+    """Return MNIST: [N, 28, 28] bytes."""
+    return _mnist_like(root, "MNIST", ["https://ossci-datasets.s3.amazonaws.com"])
+
+
+def fashion_mnist(*, root: str) -> Splits:
+    """Return Fashion-MNIST: [N, 28, 28] bytes."""
+    hosts = ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"]
+    return _mnist_like(root, "FashionMNIST", hosts)
+
+
+def kmnist(*, root: str) -> Splits:
+    """Return Kuzushiji-MNIST: [N, 28, 28] bytes."""
+    return _mnist_like(root, "KMNIST", ["http://codh.rois.ac.jp"])
+
+
+def qmnist(*, root: str) -> Splits:
+    """Return QMNIST: [N, 28, 28] bytes; the test part has 60,000 digits."""
+    return _mnist_like(root, "QMNIST", ["https://raw.githubusercontent.com"])
+
+
+def emnist(*, root: str, split: str) -> Splits:
+    """Return EMNIST: [N, 28, 28] bytes, turned upright; classes count from 0."""
+    counts = {"balanced": 47, "letters": 26, "digits": 10, "mnist": 10, "bymerge": 47, "byclass": 62}
+    raw = _mnist_like(root, "EMNIST", ["https://biometrics.nist.gov"], counts[split], split=split)
+    first = 1 if split == "letters" else 0  # the letters' classes are stored as 1 … 26
+
+    def upright(part: Examples | None) -> Examples:
+        assert part is not None
+        assert part.y is not None
+        return Examples(part.x.transpose(1, 2).contiguous(), part.y - first)
+
+    return Splits(upright(raw.train), test=upright(raw.test), levels=256, classes=counts[split])
+
+
+def omniglot(*, root: str, size: int) -> Splits:
+    """Return Omniglot, both sets together: [N, size, size] bytes, strokes white; classes are characters."""
+    from PIL import Image
+    from torchvision import datasets
+
+    hosts = ["https://raw.githubusercontent.com"]
+    parts = _pair(root, lambda flag, **kw: datasets.Omniglot(background=flag, **kw), hosts)
+    images, labels, first = [], [], 0
+    for part in parts:
+        pairs = [part[i] for i in range(len(part))]
+        images += [np.asarray(image.convert("L").resize((size, size), Image.Resampling.BOX)) for image, _ in pairs]
+        labels += [first + label for _, label in pairs]
+        first = max(labels) + 1
+    x = 255 - torch.from_numpy(np.stack(images))
+    return Splits(Examples(x, torch.tensor(labels)), levels=256, classes=first)
+
+
+def cifar10(*, root: str) -> Splits:
+    """Return CIFAR-10: [N, 3, 32, 32] bytes."""
+    from torchvision import datasets
+
+    hosts = ["https://www.cs.toronto.edu"]
+    train, test = _pair(root, lambda flag, **kw: datasets.CIFAR10(train=flag, **kw), hosts)
+
+    def examples(part: Any) -> Examples:
+        return Examples(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), _classes(part.targets))
+
+    return Splits(examples(train), test=examples(test), levels=256, classes=10)
+
+
+def svhn(*, root: str) -> Splits:
+    """Return SVHN: [N, 3, 32, 32] bytes."""
+    from torchvision import datasets
+
+    def build(flag: bool, **kw: Any) -> Any:
+        return datasets.SVHN(split="train" if flag else "test", **kw)
+
+    train, test = _pair(root, build, ["http://ufldl.stanford.edu"])
+
+    def examples(part: Any) -> Examples:
+        return Examples(torch.from_numpy(part.data), _classes(part.labels))
+
+    return Splits(examples(train), test=examples(test), levels=256, classes=10)
+
+
+def celeba(*, root: str, size: int, crop: int) -> Splits:
+    """Return CelebA: [N, 3, size, size] bytes and 40 attributes in {0, 1}; its own three splits."""
+    from torchvision import datasets
+
+    from vae_cli.data.files import decode
+
+    def examples(split: str) -> Examples:
+        part = _fetch(root, lambda **kw: datasets.CelebA(split=split, **kw), ["https://drive.google.com"])
+        folder = Path(part.root) / part.base_folder / "img_align_celeba"
+        x = decode([folder / name for name in part.filename], (size, size), "RGB", crop=crop)
+        return Examples(x, part.attr.float())
+
+    return Splits(examples("train"), examples("valid"), examples("test"), levels=256)

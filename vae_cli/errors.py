@@ -1,0 +1,84 @@
+"""Errors as interface: one line with the full key, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
+
+
+class UserError(Exception):
+    """Something the person at the terminal can mend. Its text is one line; `vae-train` prints it and exits with 1."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return '; did you mean …?' where a known word resembles the given one, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def unknown_setting(key: str) -> str:
+    """Say that a setting does not exist: which options have it, or which setting was meant."""
+    group, _, name = key.partition(".")
+    owners = sorted(option for option, names in _settings(group).items() if name in names)
+    if owners:
+        having = ", ".join(f"{group}={option}" for option in owners)
+        return f"{key}: has no effect with the chosen {group}; it is a setting of {having}"
+    every = {f"{g}.{name}" for g in [*_groups(), "data"] for names in _settings(g).values() for name in names}
+    return f"{key}: no such setting{suggest(key, every | set(_root())) or _allowed(group)}"
+
+
+def one_line(error: Exception) -> str:
+    """Turn an error of ours, of Hydra or of OmegaConf into one line."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error).strip()
+    options = getattr(error, "options", None)
+    if options is not None:
+        group, _, option = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+        names = sorted(name for name in options if not name.startswith("_"))
+        return f"{group}={option}: no such option{suggest(option, names)} (allowed: {', '.join(names)})"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1].lstrip("/")
+        return f"{key}: no such group of options{suggest(key, _groups())}" if "@" in key else unknown_setting(key)
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return f"{match[1]}: required; nothing was given"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        return f"{match[1]}: no such option"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
+
+
+def _load(path: Path) -> dict:
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return content if isinstance(content, dict) else {}
+
+
+def _root() -> list[str]:
+    return [key for key in _load(Path(CONF) / "train.yaml") if key not in ("defaults", "hydra")]
+
+
+def _settings(group: str) -> dict[str, set[str]]:
+    """Return the settings of each option of a group, the shared ones under the option ''."""
+    if group in ("experiment", "debug"):
+        return {}
+    shared = _load(Path(CONF) / "train.yaml").get(group)
+    shared = set(shared) if isinstance(shared, dict) else set()
+    files = sorted((Path(CONF) / group).glob("*.yaml")) if group else []
+    return {path.stem: set(_load(path)) - {"_target_", "defaults"} | shared for path in files}
+
+
+def _allowed(group: str) -> str:
+    names = sorted(set().union(*_settings(group).values())) if group in _groups() else []
+    if names:
+        return f" (allowed: {', '.join(f'{group}.{name}' for name in names)})"
+    return f" (allowed: {', '.join(_root())} and the groups {', '.join(_groups())})"

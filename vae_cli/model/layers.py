@@ -1,0 +1,85 @@
+"""Building blocks that the models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from vae_cli.errors import UserError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "gated": lambda: nn.GLU(dim=1),
+}
+
+
+def width(n: int, activation: str) -> int:
+    """Return the outputs a layer needs so that n remain after its activation: twice as many for a gate."""
+    return 2 * n if activation == "gated" else n
+
+
+def dense(widths: Sequence[int], activation: str) -> nn.Sequential:
+    """Return linear layers from widths[0] to widths[-1], each with its activation."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, width(n_out, activation)), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+def join(x: Tensor, c: Tensor | None) -> Tensor:
+    """Return [x, c] along the last axis, or x where there is no condition."""
+    return x if c is None else torch.cat([x, c], dim=-1)
+
+
+def picture_shape(shape: Sequence[int], model: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of data [H, W] or [C, H, W].
+
+    Raises:
+        UserError: the data are no pictures.
+    """
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    raise UserError(f"model={model}: data of shape {list(shape)}; [H, W] or [C, H, W] is allowed (model=mlp takes any)")
+
+
+def halvings(size: tuple[int, int], stages: int, model: str) -> list[tuple[int, int]]:
+    """Return the sizes (H, W) before and after each halving (rounded down).
+
+    Raises:
+        UserError: a side would vanish.
+    """
+    sizes = [size]
+    for _ in range(stages):
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    if min(sizes[-1]) < 1:
+        most = min(size).bit_length() - 1
+        raise UserError(
+            f"model.channels: {stages} stages would halve {size[0]}×{size[1]} pixels to nothing; "
+            f"at most {most} for this size (model={model})"
+        )
+    return sizes
+
+
+class Condition(nn.Module):
+    """Adds a learned map of the condition to each channel: what constant label planes would do, at no cost.
+
+    A convolution over planes that are constant across the picture is a bias for each channel.
+    """
+
+    def __init__(self, condition_dim: int, channels: int):
+        super().__init__()
+        self.map = nn.Linear(condition_dim, channels, bias=False) if condition_dim else None
+
+    def forward(self, h: Tensor, c: Tensor | None) -> Tensor:
+        """Return h [B, C, H, W] with the condition c [B, K] added to its channels."""
+        return h if self.map is None or c is None else h + self.map(c)[:, :, None, None]

@@ -1,0 +1,104 @@
+"""Residual blocks with group normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import gcd
+
+from torch import Tensor, nn
+
+from vae_cli.model.layers import ACTIVATIONS, Condition, halvings, join, picture_shape, width
+
+
+class Block(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), pre-activation (He et al. 2016b); a 1×1 map where channels change."""
+
+    def __init__(self, n_in: int, n_out: int, activation: str):
+        super().__init__()
+        self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 1)
+        self.body = nn.Sequential(*_layer(n_in, n_out, activation), *_layer(n_out, n_out, activation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, C, H, W] to [B, C', H, W]."""
+        return self.skip(x) + self.body(x)
+
+
+def _layer(n_in: int, n_out: int, activation: str) -> list[nn.Module]:
+    """Normalise, activate, convolve; a gate doubles its input first, by a 1×1 map."""
+    grown = width(n_in, activation)
+    gate = [nn.Conv2d(n_in, grown, 1)] if grown != n_in else []
+    return [
+        nn.GroupNorm(gcd(8, n_in), n_in),
+        *gate,
+        ACTIVATIONS[activation](),
+        nn.Conv2d(n_in, n_out, 3, padding=1),
+    ]
+
+
+class ResNet(nn.Module):
+    """Stages of residual blocks; each halves height and width, and the decoder mirrors them.
+
+    Any height, width and number of channels: the output has exactly the shape of the input.
+
+    Args:
+        shape: [H, W] or [C, H, W] of one example.
+        latent_dim: D, dimensions of z.
+        condition_dim: C, dimensions of the condition; 0 for none.
+        outputs: P, decoder outputs for each element of x.
+        channels: of the encoder's stages.
+        blocks: residual blocks a stage.
+        activation: a key of `layers.ACTIVATIONS`.
+
+    Raises:
+        UserError: the data are no pictures, or too small for so many stages.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        latent_dim: int,
+        condition_dim: int,
+        outputs: int,
+        channels: Sequence[int] = (32, 64),
+        blocks: int = 2,
+        activation: str = "silu",
+    ):
+        super().__init__()
+        first, height, wide = self.picture = picture_shape(shape, "resnet")
+        self.shape, self.outputs = tuple(shape), outputs
+        sizes = halvings((height, wide), len(channels), "resnet")
+        self.inner = (channels[-1], *sizes[-1])
+        self.features = channels[-1] * sizes[-1][0] * sizes[-1][1]
+        self.first = nn.Conv2d(first, channels[0], 3, padding=1)
+        self.condition = Condition(condition_dim, channels[0])
+        self.down = _down(channels, blocks, activation)
+        self.expand = nn.Linear(latent_dim + condition_dim, self.features)
+        self.up = _up(channels, sizes, blocks, activation)
+        self.readout = nn.Sequential(*_layer(channels[0], first * outputs, activation))
+
+    def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """Map x [B, *shape] and c [B, C] to features [B, F]."""
+        return self.down(self.condition(self.first(x.view(-1, *self.picture)), c)).flatten(1)
+
+    def decode(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """Map z [B, D] and c [B, C] to outputs [B, P, *shape]."""
+        h = self.readout(self.up(self.expand(join(z, c)).view(-1, *self.inner)))
+        return h.view(-1, self.outputs, *self.shape)
+
+
+def _down(channels: Sequence[int], blocks: int, activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise([channels[0], *channels]):
+        layers += [Block(n_in if k == 0 else n_out, n_out, activation) for k in range(blocks)]
+        layers.append(nn.Conv2d(n_out, n_out, 4, stride=2, padding=1))
+    return nn.Sequential(*layers)
+
+
+def _up(channels: Sequence[int], sizes: list[tuple[int, int]], blocks: int, activation: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for (n_out, n_in), size in zip(pairwise([channels[0], *channels]), sizes[:-1], strict=True):
+        stage = [nn.Upsample(size=size), nn.Conv2d(n_in, n_out, 3, padding=1)]
+        layers = [*stage, *(Block(n_out, n_out, activation) for _ in range(blocks)), *layers]
+    return nn.Sequential(*layers)

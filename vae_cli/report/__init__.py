@@ -1,0 +1,5 @@
+"""What a person sees of a run: console, TensorBoard, metrics.jsonl, figures. The only place that writes for people."""
+
+from vae_cli.report.reporter import Reporter
+
+__all__ = ["Reporter"]

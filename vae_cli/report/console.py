@@ -1,0 +1,82 @@
+"""The terminal: what was built, a live bar, plain lines where there is no terminal, a table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+ORDER = ("log_likelihood", "elbo", "reconstruction", "kl", "active_units", "bits_per_dim")
+SPLITS = ("train", "valid", "test")
+
+
+class Terminal:
+    """Prints lines, and keeps a copy of them in a log file.
+
+    Args:
+        log: the file.
+    """
+
+    def __init__(self, log: Path):
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.log = log
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print a line, above the bar where there is one."""
+        self.console.print(text, style=style, markup=False)
+        with self.log.open("a") as file:
+            file.write(text + "\n")
+
+    def begin(self, step: int, total: int) -> None:
+        """Start the bar, in a terminal."""
+        if not self.console.is_terminal:
+            return
+        columns = TextColumn("{task.fields[epoch]}"), BarColumn(24), TextColumn("{task.fields[numbers]}")
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, refresh_per_second=4)
+        self.task = self.progress.add_task("", total=total, completed=step, epoch="epoch 0", numbers="")
+        self.progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=step)
+
+    def numbers(self, epoch: float, scalars: dict[str, float]) -> None:
+        """Show the terms of the last interval beside the bar."""
+        if self.progress is None or self.task is None:
+            return
+        shown = " ".join(
+            f"{label} {scalars[f'train/{name}']:.2f}"
+            for label, name in (
+                ("ELBO", "elbo"),
+                ("rec", "reconstruction"),
+                ("KL", "kl"),
+                ("weight", "kl_weight"),
+            )
+        )
+        self.progress.update(self.task, epoch=f"epoch {epoch:.1f}", numbers=shown)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def table(self, summary: dict[str, float], title: str) -> None:
+        """Print the results: a row a metric, a column a split."""
+        splits = [split for split in SPLITS if f"{split}/elbo" in summary]
+        table = Table(title=title, title_justify="left")
+        for column in ("nats an example", *splits):
+            table.add_column(column, justify="left" if column not in splits else "right")
+        for name in ORDER:
+            values = [summary.get(f"{split}/{name}") for split in splits]
+            if any(value is not None for value in values):
+                table.add_row(
+                    name,
+                    *("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values),
+                )
+        self.console.print(table)

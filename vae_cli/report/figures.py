@@ -1,0 +1,82 @@
+"""The figures of a finished run, as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+PANELS = ("elbo", "reconstruction", "kl", "kl_weight")
+TITLES = {
+    "elbo": "ELBO (nats)",
+    "reconstruction": "reconstruction, E log p(x|z) (nats)",
+    "kl": "KL(q ‖ p) (nats)",
+    "kl_weight": "KL weight",
+}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def picture(image: Tensor, path: Path, title: str, rows: list[str] | None = None) -> None:
+    """Write a picture [H, W, 3] under a title, its rows named at the left where names are given."""
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(10.0, max(0.6, 10.0 * height / width)))
+    axes = figure.add_subplot()
+    axes.imshow(image.numpy(), interpolation="nearest", aspect="equal" if height <= 2 * width else "auto")
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xticks([])
+    step = height / len(rows) if rows else 1.0
+    axes.set_yticks([step * (k + 0.5) for k in range(len(rows or []))], rows or [])
+    axes.tick_params(length=0)
+    _save(figure, path)
+
+
+def terms(metrics: Path, path: Path) -> None:
+    """Draw the ELBO's terms over time from a metrics.jsonl."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(11.0, 6.5), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for split, style in (
+            ("train", {"color": "C0", "lw": 1.0}),
+            ("valid", {"color": "C1", "marker": ".", "lw": 1.4}),
+        ):
+            key = f"{split}/{name}"
+            points = [(line["epoch"], line[key]) for line in lines if key in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        _limit_to_the_late(axes, lines, name)
+        axes.set_title(TITLES[name], fontsize=11, loc="left")
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    _save(figure, path)
+
+
+def _limit_to_the_late(axes: Any, lines: list[dict[str, float]], name: str) -> None:
+    """Keep the steep start of a curve from flattening the rest of it."""
+    values = [line[key] for line in lines for key in (f"train/{name}", f"valid/{name}") if key in line]
+    late = sorted(values[len(values) // 20 :])
+    if name != "kl_weight" and len(late) > 20 and late[-1] > late[0]:
+        margin = 0.05 * (late[-1] - late[0])
+        axes.set_ylim(late[0] - margin, late[-1] + margin)
+
+
+def kl_by_dimension(kl: Tensor, path: Path) -> None:
+    """Draw the KL of each latent dimension, largest first; dead dimensions stand near 0."""
+    order = kl.argsort(descending=True)
+    figure = Figure(figsize=(10.0, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(range(len(kl)), kl[order].numpy())
+    if len(kl) <= 64:
+        axes.set_xticks(range(len(kl)), [str(int(k)) for k in order], fontsize=8)
+    axes.set_xlabel("latent dimension")
+    axes.set_title("KL(q ‖ p) of each latent dimension (nats)", fontsize=11, loc="left")
+    axes.grid(axis="y", alpha=0.3)
+    _save(figure, path)

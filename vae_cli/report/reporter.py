@@ -1,0 +1,118 @@
+"""One reporter for a run: hands each event to the console, TensorBoard, metrics.jsonl and the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vae_cli.data import Resident, Spec
+from vae_cli.metrics import Evaluation, undisturbed
+from vae_cli.report import pictures
+from vae_cli.report.board import Board
+from vae_cli.report.console import Terminal
+from vae_cli.vae import VAE
+
+
+class Reporter:
+    """Writes what a run has to say into its folder and to the terminal.
+
+    Args:
+        folder: of the run.
+        spec: of the data.
+        conditional: whether the model is given labels.
+        resumed_at: the step a run goes on from; what was written after it is void.
+    """
+
+    def __init__(self, folder: Path, spec: Spec, *, conditional: bool, resumed_at: int | None = None):
+        self.folder, self.spec, self.conditional = folder, spec, conditional
+        self.terminal = Terminal(folder / "train.log")
+        self.metrics = folder / "metrics.jsonl"
+        if resumed_at is not None and self.metrics.is_file():
+            _truncate(self.metrics, resumed_at)
+        self.lines = self.metrics.open("a", buffering=1)
+        purge = None if resumed_at is None else resumed_at + 1
+        self.board = Board(folder / "tensorboard", purge)
+        self.warnings: list[str] = []
+
+    def line(self, text: str) -> None:
+        """Say something."""
+        self.terminal.line(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that the person should look into; it is kept for the summary."""
+        self.warnings.append(text)
+        self.terminal.line(f"warning: {text}", style="yellow")
+
+    def begin(self, step: int, total: int) -> None:
+        """Training begins."""
+        self.total = total
+        self.terminal.begin(step, total)
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        self.terminal.advance(step)
+
+    def scalars(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
+        """Scalars of training, once every log interval."""
+        self._write(step, epoch, scalars)
+        self.terminal.numbers(epoch, scalars)
+
+    def validation(self, step: int, epoch: float, result: Evaluation) -> None:
+        """A validation is done."""
+        self._write(step, epoch, result.scalars("valid"))
+        self.board.histogram("valid/kl_by_dimension", result.kl_by_dimension, step)
+        if self.terminal.progress is None:
+            self.terminal.line(
+                f"epoch {epoch:g} step {step}/{self.total}: valid ELBO {result.elbo:.3f} = "
+                f"reconstruction {result.reconstruction:.3f} - KL {result.kl:.3f}, active units {result.active_units}"
+            )
+
+    def pictures(self, step: int, vae: VAE, data: Resident) -> None:
+        """Reconstructions and samples on their way."""
+        with undisturbed(vae):
+            self.board.picture("reconstructions", pictures.grid(pictures.reconstructions(vae, data), self.spec), step)
+            self.board.picture("samples", pictures.grid(pictures.samples(vae, data), self.spec), step)
+
+    def figures(self, vae: VAE, data: Resident, result: Evaluation) -> None:
+        """Draw the figures of a finished run."""
+        from vae_cli.report import figures
+
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        with undisturbed(vae):
+            shown = pictures.grid(pictures.reconstructions(vae, data), self.spec)
+            figures.picture(shown, folder / "reconstructions.png", "data (above) and reconstructions (below)")
+            shown = pictures.grid(pictures.samples(vae, data), self.spec)
+            figures.picture(shown, folder / "samples.png", "means of p(x|z) for draws of z from the prior")
+            if self.conditional:
+                rows, names = pictures.class_samples(vae, data, self.spec)
+                title = "samples, one row a class" if self.spec.classes else "samples, one row an attribute vector"
+                figures.picture(pictures.grid(rows, self.spec), folder / "class_samples.png", title, names)
+        figures.terms(self.metrics, folder / "elbo.png")
+        figures.kl_by_dimension(result.kl_by_dimension, folder / "kl_by_dimension.png")
+
+    def finish(self, summary: dict[str, Any], settings: dict[str, Any], step: int, note: str) -> None:
+        """The run is over: summary.json, the HParams tab, the table."""
+        numbers = {
+            key: float(value) for key, value in summary.items() if isinstance(value, (int, float)) and "/" in key
+        }
+        self.board.settings(settings, numbers, step)
+        (self.folder / "summary.json").write_text(json.dumps(summary | {"warnings": self.warnings}, indent=2) + "\n")
+        self.terminal.table(summary, note)
+
+    def close(self) -> None:
+        """Write what is left and let go of the files."""
+        self.terminal.end()
+        self.lines.close()
+        self.board.close()
+
+    def _write(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
+        self.board.scalars(step, scalars)
+        self.lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **scalars}) + "\n")
+
+
+def _truncate(metrics: Path, step: int) -> None:
+    """Drop the lines after a step: the resumed run writes them again."""
+    whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    metrics.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))

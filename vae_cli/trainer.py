@@ -1,0 +1,274 @@
+"""The loop: step, validate, checkpoint. The only place that counts steps and chooses device and precision."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_cli import checkpoint, metrics
+from vae_cli.config import Trainer as TrainerSettings
+from vae_cli.data import Dataset
+from vae_cli.errors import UserError
+from vae_cli.objective import Terms
+from vae_cli.report import Reporter
+from vae_cli.schedule import Constant, ConstantLR
+from vae_cli.vae import VAE
+
+TRACKED = ("loss", "elbo", "reconstruction", "kl")
+PICTURES = 10  # how many times in a run pictures go to TensorBoard
+
+
+class Trainer:
+    """Trains a VAE.
+
+    Args:
+        vae: on its device.
+        objective: (vae, x, y, weight, free_bits, target) → `Terms`.
+        kl: schedule of the KL weight.
+        optimizer: over the parameters of `vae`.
+        lr_schedule: of the learning rate.
+        dataset: examples.
+        settings: see conf/trainer/default.yaml.
+        seed: of the order of examples.
+        reporter: what writes for people.
+        save: called with (best state or None, last state) to put them to disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        vae: VAE,
+        objective: Callable[..., Terms],
+        kl: Constant,
+        optimizer: torch.optim.Optimizer,
+        lr_schedule: ConstantLR,
+        dataset: Dataset,
+        settings: TrainerSettings,
+        seed: int,
+        reporter: Reporter,
+        save: Callable[[dict[str, Any] | None, dict[str, Any]], None],
+    ):
+        self.vae, self.kl, self.optimizer, self.lr_schedule = vae, kl, optimizer, lr_schedule
+        self.settings, self.seed, self.reporter, self.save_to_disk = settings, seed, reporter, save
+        self.device = next(vae.parameters()).device
+        train = dataset.resident("train", self.device)
+        assert train is not None
+        self.train, self.valid = train, dataset.resident("valid", self.device)
+        self.batch_size = min(settings.batch_size, len(self.train))
+        self.steps_per_epoch = len(self.train) // self.batch_size
+        self.total = settings.steps or settings.epochs * self.steps_per_epoch
+        self.averaged = copy.deepcopy(vae).requires_grad_(False) if settings.ema else None
+        self.weight = torch.zeros((), device=self.device)
+        self.target = None if kl.target(0.0) is None else torch.zeros((), device=self.device)
+        self._terms = torch.compile(self._objective(objective)) if settings.compile else self._objective(objective)
+        self.lr = [group["lr"] for group in optimizer.param_groups]
+        self.step, self.seconds = 0, 0.0
+        self.best: dict[str, Any] | None = None
+        self.best_is_new, self.waited, self.warned = False, 0, False
+        self.sums = torch.zeros(len(TRACKED), device=self.device)
+        self.summed = 0
+
+        self.since, self.since_step = time.perf_counter(), 0
+        self.grad_norm = torch.zeros((), device=self.device)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training examples so far."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def evaluated(self) -> VAE:
+        """The model whose numbers count: the averaged weights where there are any."""
+        return self.averaged if self.averaged is not None else self.vae
+
+    def fit(self) -> None:
+        """Train to the last step or until patience is over; end with a validation and a checkpoint."""
+        self.vae.train()
+        self.reporter.begin(self.step, self.total)
+        order = self._order()
+        self.since, self.since_step = time.perf_counter(), self.step
+        started, before = time.perf_counter(), self.seconds
+        while self.step < self.total and not self._patience_is_over():
+            position = self.step % self.steps_per_epoch
+            if position == 0:
+                order = self._order()
+            start = position * self.batch_size
+            self._update(*self.train.batch(order[start : start + self.batch_size]))
+            self.step += 1
+            self.reporter.advance(self.step)
+            self.seconds = before + time.perf_counter() - started
+            self._keep_up()
+        if self.step > self.since_step:
+            self._log()
+        self.save()
+
+    def _keep_up(self) -> None:
+        """Log, validate and save when they are due. Host and device meet here alone."""
+        last = self.step == self.total
+        if self.step % self.settings.log_every == 0:
+            self._log()
+        every = max(1, round(self.settings.validate_every * self.steps_per_epoch))
+        if self.valid is not None and (self.step % every == 0 or last):
+            self._validate(every)
+        if self.step % self.settings.checkpoint_every == 0 and not last:
+            self.save()
+
+    def _order(self) -> Tensor:
+        return self.train.order(self.seed, self.step // self.steps_per_epoch)
+
+    def _objective(self, objective: Callable[..., Terms]) -> Callable[[Tensor, Tensor | None], Terms]:
+        def terms(x: Tensor, y: Tensor | None) -> Terms:
+            return objective(self.vae, x, y, weight=self.weight, free_bits=self.kl.free_bits, target=self.target)
+
+        return terms
+
+    def _update(self, x: Tensor, y: Tensor | None) -> None:
+        """Take one step: forward, backward, clip, optimizer, average. Nothing here waits for the device."""
+        self._schedule()
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self._terms(x, y)
+        terms.loss.backward()
+        if self.settings.grad_clip is not None:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self._average(self.averaged)
+        self.sums += torch.stack([getattr(terms, name).detach() for name in TRACKED])
+        self.summed += 1
+
+    def _schedule(self) -> None:
+        self.weight.fill_(self.kl.weight(self.epoch))
+        if self.target is not None:
+            self.target.fill_(self.kl.target(self.epoch) or 0.0)
+        factor = self.lr_schedule.factor(self.epoch + 0.5 / self.steps_per_epoch)
+        for group, lr in zip(self.optimizer.param_groups, self.lr, strict=True):
+            group["lr"] = lr * factor
+
+    @torch.no_grad()
+    def _average(self, averaged: VAE) -> None:
+        """averaged ← d · averaged + (1 − d) · weights, d rising to `ema` as steps add up; buffers are copied."""
+        decay = min(self.settings.ema or 0.0, (1.0 + self.step) / (10.0 + self.step))
+        torch._foreach_lerp_(list(averaged.parameters()), list(self.vae.parameters()), 1.0 - decay)
+        for mine, theirs in zip(averaged.buffers(), self.vae.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def _log(self) -> None:
+        """Report the means since the last log: the one transfer from the device of an interval."""
+        if self.settings.grad_clip is None:
+            grads = [p.grad for p in self.vae.parameters() if p.grad is not None]
+            self.grad_norm = torch.nn.utils.get_total_norm(grads)
+        *means, norm, weight = torch.cat([self.sums / self.summed, torch.stack([self.grad_norm, self.weight])]).tolist()
+        now = time.perf_counter()
+        rate = (self.step - self.since_step) * self.batch_size / max(now - self.since, 1e-9)
+        scalars = {f"train/{name}": value for name, value in zip(TRACKED, means, strict=True)}
+        scalars |= {"train/kl_weight": weight, "train/grad_norm": norm, "train/examples_per_second": rate}
+        scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self.since, self.since_step = now, self.step
+        self.sums.zero_()
+        self.summed = 0
+        self.reporter.scalars(self.step, self.epoch, scalars)
+        if not all(map(math.isfinite, means)):
+            bad = [name for name, value in zip(TRACKED, means, strict=True) if not math.isfinite(value)]
+            raise UserError(
+                f"training diverged: {', '.join(bad)} not finite by step {self.step} (gradient norm {norm:g}); "
+                "lower optimizer.lr, set trainer.grad_clip=1, or raise likelihood.min_scale where it has one"
+            )
+
+    def _validate(self, every: int) -> None:
+        assert self.valid is not None
+        result = metrics.evaluate(self.evaluated, self.valid)
+        self.lr_schedule.observe(result.elbo)
+        self.waited += 1
+        if self.best is None or result.elbo > self.best["elbo"]:
+            self.best, self.best_is_new, self.waited = self._best(result.elbo), True, 0
+        self.reporter.validation(self.step, self.epoch, result)
+        self._watch_for_collapse(result)
+        nth, count = self.step // every, self.total // every
+        if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
+            self.reporter.pictures(self.step, self.evaluated, self.valid)
+
+    def _best(self, elbo: float) -> dict[str, Any]:
+        weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
+        return {"model": weights, "elbo": elbo, "step": self.step, "epoch": self.epoch}
+
+    def _watch_for_collapse(self, result: metrics.Evaluation) -> None:
+        """Warn once, after the KL weight has settled and half the run is over, when most units are dead."""
+        settled = self.epoch >= self.kl.settled and self.step >= self.total // 2
+        latent_dim = len(result.kl_by_dimension)
+        if settled and not self.warned and latent_dim > 1 and result.active_units < latent_dim / 2:
+            self.warned = True
+            self.reporter.warn(
+                f"posterior collapse: {result.active_units} of {latent_dim} latent units are active; "
+                "try annealing (kl=linear or kl=cyclical), kl.free_bits=0.25, a smaller kl.weight, "
+                "or fewer dimensions (model.latent_dim)"
+            )
+
+    def _patience_is_over(self) -> bool:
+        patience = self.settings.early_stopping
+        return patience is not None and self.waited >= patience
+
+    def save(self) -> None:
+        """Put the best state (where it is new) and everything needed to go on to disk."""
+        self.save_to_disk(self.best if self.best_is_new else None, self.state_dict())
+        self.best_is_new = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that training goes on from."""
+        return {
+            "model": self.vae.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "best_elbo": None if self.best is None else self.best["elbo"],
+            "waited": self.waited,
+            "warned": self.warned,
+            "sums": self.sums,
+            "summed": self.summed,
+            "random": checkpoint.random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """Go on from where `state_dict` was taken."""
+        self.vae.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"] or state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best, self.waited, self.warned = best, state["waited"], state["warned"]
+        self.sums.copy_(state["sums"])
+        self.summed = state["summed"]
+        checkpoint.set_random_state(state["random"])
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, present in here.items() if present)
+    if not here[name]:
+        allowed = ", ".join(["auto", *(device for device, present in here.items() if present)])
+        raise UserError(f"trainer.device={name}: there is none on this machine ({allowed} are allowed)")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def build_optimizer(kind: Callable[..., Any], parameters: Any, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+    """Build an optimizer over parameters, fused where torch offers it."""
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    if "fused" in inspect.signature(kind).parameters:
+        arguments.setdefault("fused", True)
+    return kind(parameters, **arguments)
