@@ -301,6 +301,7 @@ class Trainer(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     early_stopping: Count | None
     final: Literal["best", "last"]
+    final_samples: Count
     validate_every: Positive
     checkpoint_every: Count
     log_every: Count

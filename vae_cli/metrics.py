@@ -34,7 +34,7 @@ class Evaluation:
 
 @contextmanager
 def undisturbed(vae: VAE, seed: int = 0) -> Iterator[None]:
-    """Look at a model in evaluation mode and with a seed of its own; leave its mode and all random states as they were."""
+    """Look at a model in evaluation mode under a seed of its own; leave its mode and all random states as they were."""
     device, was_training = next(vae.parameters()).device, vae.training
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -46,15 +46,15 @@ def undisturbed(vae: VAE, seed: int = 0) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, data: Resident, *, seed: int = 0, batch_size: int = 1000) -> Evaluation:
-    """Evaluate every example of a set once, one draw of z each, from a seed of its own.
+def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch_size: int = 1000) -> Evaluation:
+    """Evaluate every example of a set once, with `samples` draws of z each, from a seed of its own.
 
     The random state of training is left as it was, and the model in the mode it was in.
     """
     sums = None
     with undisturbed(vae, seed):
-        for x, y in data.batches(batch_size):
-            part = _sums(vae, x, y)
+        for x, y in data.batches(max(1, batch_size // samples)):
+            part = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     assert sums is not None
     reconstruction, kl, mean, square = ((value / len(data)).cpu() for value in sums)
@@ -68,12 +68,12 @@ def evaluate(vae: VAE, data: Resident, *, seed: int = 0, batch_size: int = 1000)
     )
 
 
-def _sums(vae: VAE, x: Tensor, y: Tensor | None) -> list[Tensor]:
+def _sums(vae: VAE, x: Tensor, y: Tensor | None, samples: int) -> list[Tensor]:
     """Return sums over a batch in float64: log p(x|z) [], KL [D], posterior means [D] and their squares [D]."""
-    output = vae(x, y)
+    output = vae(x, y, samples)
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
     mean = output.posterior.mean.to(exact)
-    terms = output.log_likelihood[0].to(exact), output.kl.to(exact), mean, mean**2
+    terms = output.log_likelihood.to(exact).mean(0), output.kl.to(exact), mean, mean**2
     return [term.sum(0) for term in terms]
 
 

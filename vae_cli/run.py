@@ -211,7 +211,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     summary: dict[str, Any] = {}
     for split, data in sets.items():
         if data is not None:
-            result = metrics.evaluate(vae, data)
+            result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
             shown, shown_result = data, result
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, discrete=bool(vae.likelihood.discrete))

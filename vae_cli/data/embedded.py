@@ -43,8 +43,5 @@ def _bumps(centres: Tensor, shape: list[int], generator: torch.Generator) -> Ten
         total += (at**2).view(n, *[side if a == axis else 1 for a in range(dims)])
     height = 0.6 + 0.4 * torch.rand(n, shape[0] if len(shape) == 3 else 1, generator=generator)
     bump = torch.exp(-total / (2.0 * width.view(n, *[1] * dims) ** 2))
-    if len(shape) == 3:
-        bump = bump[:, None] * height[:, :, None, None]
-    else:
-        bump = bump * height.view(n, *[1] * dims)
-    return bump.mul(255.0).round().to(torch.uint8)
+    spread = bump.view(n, *[1] * (len(shape) - dims), *bump.shape[1:])
+    return (spread * height.view(n, -1, *[1] * (len(shape) - 1))).view(n, *shape).mul(255.0).round().to(torch.uint8)
