@@ -7,6 +7,7 @@ Defaults live in conf/*.yaml alone; `validate` turns a composed configuration in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -16,8 +17,14 @@ from vae_cli.errors import UserError, unknown_setting
 
 def _amount(value: int | float) -> int | float:
     if value < 0 or (isinstance(value, float) and value >= 1):
-        raise ValueError("a count (0, 1, 2, …) or a fraction below 1 is allowed")
+        raise ValueError("a count (0, 1, 2, …) or a fraction below 1")
     return value
+
+
+def _exists(path: str) -> str:
+    if not Path(path).exists():
+        raise ValueError("nothing is there; a path that exists")
+    return path
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -27,6 +34,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[int | float, AfterValidator(_amount)]
+ExistingPath = Annotated[str, AfterValidator(_exists)]
 Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
 Scale = Literal["per_pixel", "shared", "optimal"] | Positive
@@ -114,14 +122,14 @@ class Digits(Data):
 class Arrays(Data):
     """A user's arrays."""
 
-    path: str
+    path: ExistingPath
     test: Amount
 
 
 class Images(Data):
     """A user's pictures."""
 
-    path: str
+    path: ExistingPath
     size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
     color: Literal["rgb", "grayscale"]
     test: Amount
@@ -425,10 +433,10 @@ def _check(schema: type[BaseModel], content: Any, prefix: str) -> Any:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise UserError(_describe(error, prefix)) from None
+        raise UserError(_describe(error, content, prefix)) from None
 
 
-def _describe(error: ValidationError, prefix: str) -> str:
+def _describe(error: ValidationError, content: Any, prefix: str) -> str:
     """One line for the first faulty setting: its key, what was given, what is allowed."""
     problems = error.errors(include_url=False)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
@@ -439,18 +447,20 @@ def _describe(error: ValidationError, prefix: str) -> str:
     if first["type"] == "missing":
         return f"{key}: required; nothing was given"
     same = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
-    wanted = " or ".join(dict.fromkeys(_wanted(p) for p in same))
-    given = first["input"] if len(first["loc"]) < 2 or len(same) == 1 else _given(same)
-    return f"{key}={given}: {wanted}"
-
-
-def _given(problems: list) -> Any:
-    return min((p["input"] for p in problems), key=lambda value: isinstance(value, (list, dict)))
+    wanted = " or ".join(dict.fromkeys(_wanted(problem) for problem in same))
+    given = content.get(name) if isinstance(content, Mapping) else content
+    return f"{key}={given}: {wanted} is allowed"
 
 
 def _wanted(problem: Any) -> str:
+    """Say what would have been right, in few words."""
+    limits = problem.get("ctx", {})
+    for limit, sign in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        if limit in limits:
+            return f"{sign} {limits[limit]:g}"
+    kinds = {"int": "an integer", "float": "a number", "bool": "true or false", "string": "a text", "list": "a list"}
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return text if "allowed" in text else f"{text.removeprefix('a valid ')} is allowed"
+    return kinds.get(problem["type"].split("_")[0], text)
 
 
 def _refuse_without_effect(config: Config) -> None:

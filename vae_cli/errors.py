@@ -45,8 +45,8 @@ def one_line(error: Exception) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].lstrip("/")
         return f"{key}: no such group of options{suggest(key, _groups())}" if "@" in key else unknown_setting(key)
-    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
-        return f"{match[1]}: required; nothing was given"
+    if "Missing mandatory value" in text:
+        return f"{getattr(error, 'full_key', None) or text.split()[-1]}: required; nothing was given"
     if match := re.search(r"Could not find '([^']+)'", text):
         return f"{match[1]}: no such option"
     return text.splitlines()[0] if text else type(error).__name__
@@ -81,4 +81,4 @@ def _allowed(group: str) -> str:
     names = sorted(set().union(*_settings(group).values())) if group in _groups() else []
     if names:
         return f" (allowed: {', '.join(f'{group}.{name}' for name in names)})"
-    return f" (allowed: {', '.join(_root())} and the groups {', '.join(_groups())})"
+    return f" (allowed: {', '.join(sorted({*_root(), *_groups()}))})"

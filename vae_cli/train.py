@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_cli.errors import CONF, UserError, one_line
 
+DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
@@ -28,16 +31,14 @@ def main() -> None:
     """Run vae-train; print errors as one line and exit with 1."""
     if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
-    debugging = "HYDRA_FULL_ERROR" in os.environ
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's own printer
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
     try:
         sys.argv[1:] = _resuming(sys.argv[1:])
         application()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if debugging:
+        if DEBUGGING:
             raise
-        print(f"vae-train: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"vae-train: error: {one_line(error)}")
     except KeyboardInterrupt:
         print("\nvae-train: interrupted; go on from the last checkpoint with resume=RUN_FOLDER", file=sys.stderr)
         sys.exit(130)
@@ -61,6 +62,22 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def application(composed: DictConfig) -> float:
     """Train what a composed configuration says; return valid/elbo (without one, train/elbo) to a sweeper."""
+    job = HydraConfig.get()
+    sweeping = job.mode == RunMode.MULTIRUN
+    if sweeping:
+        print(f"job {job.job.num}: {job.job.override_dirname}")
+    try:
+        return _train(composed)
+    except (UserError, OmegaConfBaseException) as error:
+        if sweeping:
+            print(f"job {job.job.num} failed: {one_line(error)}", file=sys.stderr)
+        if sweeping or DEBUGGING:
+            raise  # a sweep goes on with its other jobs
+        _remove_if_empty(Path(job.runtime.output_dir))
+        sys.exit(f"vae-train: error: {one_line(error)}")
+
+
+def _train(composed: DictConfig) -> float:
     from vae_cli.config import validate
 
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -70,13 +87,19 @@ def application(composed: DictConfig) -> float:
         settings = _resumed(folder, composed)
     config = validate(settings)
     _find_own_parts(settings)
+    if resume:
+        OmegaConf.save(OmegaConf.create(settings), folder / ".hydra" / "config.yaml")
     from vae_cli import run  # brings torch
 
     summary = run.train(config, folder, resume=bool(resume))
-    if resume:
-        OmegaConf.save(OmegaConf.create(settings), folder / ".hydra" / "config.yaml")
     print(f"tensorboard --logdir {os.path.relpath(folder)}")
     return summary.get("valid/elbo", summary["train/elbo"])
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it wrote anything of its own."""
+    if folder.is_dir() and {entry.name for entry in folder.iterdir()} == {".hydra"}:
+        shutil.rmtree(folder)
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vae_cli.schedule import Constant, ConstantLR
 from vae_cli.vae import VAE
 
 TRACKED = ("loss", "elbo", "reconstruction", "kl")
+FIRST_STEPS = 300  # units that are still dead this early may yet awake
 PICTURES = 10  # how many times in a run pictures go to TensorBoard
 
 
@@ -199,8 +200,8 @@ class Trainer:
         return {"model": weights, "elbo": elbo, "step": self.step, "epoch": self.epoch}
 
     def _watch_for_collapse(self, result: metrics.Evaluation) -> None:
-        """Warn once, after the KL weight has settled and half the run is over, when most units are dead."""
-        settled = self.epoch >= self.kl.settled and self.step >= self.total // 2
+        """Warn once, when the KL weight has settled, half the run is over and most units are dead."""
+        settled = self.epoch >= self.kl.settled and self.step >= max(self.total // 2, FIRST_STEPS)
         latent_dim = len(result.kl_by_dimension)
         if settled and not self.warned and latent_dim > 1 and result.active_units < latent_dim / 2:
             self.warned = True

@@ -76,14 +76,14 @@ class VAE(nn.Module):
     def _encode(self, x: Tensor, c: Tensor | None) -> Distribution:
         with self._autocast(x):
             features = self.model.encode(x, c)
-        return self.posterior(features.float())
+        return self.posterior(features.to(x.dtype))
 
     def _decode(self, z: Tensor, c: Tensor | None) -> Distribution:
         batch = z.shape[:-1]
         if c is not None and len(batch) > 1:
             c = c.expand(*batch, -1).flatten(0, -2)
         with self._autocast(z):
-            outputs = self.model.decode(z.flatten(0, -2), c).float()
+            outputs = self.model.decode(z.flatten(0, -2), c).to(z.dtype)
         return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape))
 
     def _autocast(self, like: Tensor) -> torch.autocast:

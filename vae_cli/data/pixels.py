@@ -25,13 +25,13 @@ def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
     """Draw each pixel from Bernoulli(k / (L − 1)).
 
     Grey levels are compared with random 16-bit integers, four to a draw, which is several times faster than
-    `torch.bernoulli`; probabilities are exact to 2⁻¹⁶.
+    `torch.bernoulli`; probabilities are exact to 2⁻¹⁶, and those of 0 and 1 exactly.
     """
     if levels is None:
         return torch.rand_like(x).lt_(x)
     n = x.numel()
     draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    uniform = draws.view(torch.int16)[:n].view(x.shape)
+    uniform = draws.view(torch.int16)[:n].view(x.shape).clamp_(max=32766)  # so that white is always white
     if levels == 256:
         threshold = x.to(torch.int16).mul_(257).sub_(32768)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ def _fetch(root: str, build: Callable[..., Any], hosts: list[str]) -> Any:
 
 def _require_network(root: str, hosts: list[str]) -> None:
     """Raise within TIMEOUT seconds when none of the hosts answers (through a proxy, where one is set)."""
-    answered = threading.Event()
-    for host in hosts:
-        threading.Thread(target=_ask, args=(host, answered), daemon=True).start()
-    if not answered.wait(TIMEOUT):
+    answered, deadline = threading.Event(), time.monotonic() + TIMEOUT
+    asking = [threading.Thread(target=_ask, args=(host, answered), daemon=True) for host in hosts]
+    for thread in asking:
+        thread.start()
+    while not answered.wait(0.1) and time.monotonic() < deadline and any(thread.is_alive() for thread in asking):
+        pass
+    if not answered.is_set():
         raise UserError(
             f"data.root={Path(root).absolute()}: the data set is not there, and there is no network to download it "
             f"(no answer from {' or '.join(hosts)}); put its files there, or point data.root or VAE_DATA at them"

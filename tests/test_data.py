@@ -1,0 +1,279 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import configure
+from vae_cli import run
+from vae_cli.data import Examples, Resident, Splits, pixels, vision
+from vae_cli.data.examples import carve
+from vae_cli.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def dataset(*overrides):
+    return run.load_dataset(configure(*overrides))
+
+
+def rows(examples):
+    return {tuple(x.flatten().tolist()) for x in examples.x}
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0.1, 0.2), (30, 20), (0, 0.5), (1, 0)])
+def test_splits_never_overlap_and_lose_nothing(valid, test):
+    source = Splits(Examples(torch.arange(100.0)[:, None], torch.arange(100)))
+    splits = carve(source, valid=valid, test=test, seed=5)
+    parts = [part for part in (splits.train, splits.valid, splits.test) if part is not None]
+    assert sorted(torch.cat([part.y for part in parts]).tolist()) == list(range(100))
+    assert all(torch.equal(part.x[:, 0].long(), part.y) for part in parts)
+    again, other = (carve(source, valid=valid, test=test, seed=seed) for seed in (5, 6))
+    assert torch.equal(again.train.y, splits.train.y)
+    assert valid == 1 or not torch.equal(other.train.y, splits.train.y) or len(parts) == 1
+
+
+def test_a_source_keeps_its_own_splits():
+    own = Splits(Examples(torch.zeros(9, 2)), Examples(torch.ones(3, 2)), Examples(torch.ones(4, 2)))
+    splits = carve(own, valid=0.5, test=0.5, seed=0)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (9, 3, 4)
+
+
+def test_nothing_left_to_train_on_is_refused():
+    with pytest.raises(
+        UserError, match=r"data\.valid=2000 and data\.test=0\.1: would leave no training examples of 1797"
+    ):
+        dataset("data.valid=2000")
+
+
+def test_the_split_depends_on_its_own_seed_alone():
+    one, other = dataset("seed=1"), dataset("seed=2")
+    assert torch.equal(one.valid.x, other.valid.x)
+    assert torch.equal(one.test.x, other.test.x)
+    assert not torch.equal(dataset("data.seed=9").test.y, one.test.y)
+
+
+@pytest.mark.parametrize("levels", [17, 256, None])
+def test_dynamic_binarisation_has_the_grey_levels_as_probabilities(levels):
+    grey = torch.arange(levels or 256)
+    x = grey.to(torch.uint8) if levels else grey / 255
+    many = x.expand(20_000, -1)
+    draws = pixels.bernoulli(many, levels=levels)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    p = grey / (len(grey) - 1)
+    error = (p * (1 - p) / 20_000).sqrt()
+    assert ((draws.mean(0) - p).abs() <= 4.5 * error).all()
+    assert not torch.equal(pixels.bernoulli(many, levels=levels), draws)
+
+
+def test_draws_of_different_pixels_are_independent():
+    draws = pixels.bernoulli(torch.full((50_000, 8), 128, dtype=torch.uint8), levels=256)
+    correlation = torch.corrcoef(draws.T) - torch.eye(8)
+    assert correlation.abs().max() < 5 / 50_000**0.5
+
+
+def test_binarisation_is_what_the_likelihood_needs():
+    bernoulli, gaussian = dataset(), dataset("likelihood=gaussian")
+    assert (bernoulli.kind, bernoulli.spec.levels) == ("bernoulli", 2)
+    assert (gaussian.kind, gaussian.spec.levels) == ("scale", 17)
+    assert set(bernoulli.valid.x.unique().tolist()) == {0, 1}
+    assert gaussian.valid.x.max() == 16
+
+
+@pytest.mark.parametrize("binarize", ["static", "threshold", "dynamic"])
+def test_validation_and_test_are_binarised_once(binarize):
+    one, again = dataset(f"data.binarize={binarize}"), dataset(f"data.binarize={binarize}", "seed=7")
+    assert torch.equal(one.valid.x, again.valid.x)
+    assert one.spec.binary
+    train = one.resident("train", CPU)
+    first, second = (train.batch(slice(0, 64))[0] for _ in range(2))
+    assert torch.equal(first, second) == (binarize != "dynamic")
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+
+
+def test_dequantised_values_fill_their_cells():
+    data = dataset("likelihood=gaussian", "data.dequantize=true")
+    assert data.spec.dequantized == 17
+    x, _ = data.resident("train", CPU).batch(slice(0, 500))
+    assert torch.equal((x * 17).floor().to(torch.uint8), data.train.x[:500])
+    assert data.valid.x.dtype == torch.float32
+    assert (x * 17).frac().mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [1, 7, 10])
+def test_an_evaluation_sees_each_example_once(n):
+    resident = Resident(Examples(torch.arange(10.0)[:, None]), pixels.transform("scale", None), CPU)
+    parts = [x for x, _ in resident.batches(n)]
+    assert torch.cat(parts).flatten().tolist() == list(range(10))
+
+
+def test_the_order_is_a_permutation_of_its_own_for_every_seed_and_epoch():
+    resident = Resident(Examples(torch.arange(50.0)[:, None]), pixels.transform("scale", None), CPU)
+    orders = [resident.order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(order.sort().values.tolist() == list(range(50)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    torch.manual_seed(99)
+    assert torch.equal(resident.order(1, 1), orders[-1])
+
+
+def test_mnist_is_read_as_it_is(mnist_root):
+    data = dataset("data=mnist", f"data.root={mnist_root}", "data.binarize=none", "likelihood=categorical")
+    assert data.spec.shape == (28, 28)
+    assert (data.spec.classes, data.spec.levels) == (10, 256)
+    assert len(data.test) == 10_000
+    assert len(data.train) + len(data.valid) in (10_000, 60_000)
+    assert data.test.y[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_a_data_set_that_is_not_there_is_an_error_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(vision, "_ask", lambda host, answered: None)
+    for name in ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist", "omniglot", "cifar10", "svhn", "celeba"):
+        with pytest.raises(UserError, match=r"data\.root=.*not there, and there is no network"):
+            dataset(f"data={name}", f"data.root={tmp_path}")
+
+
+def test_a_download_that_breaks_off_says_why(tmp_path, monkeypatch):
+    def broken(root, download):
+        raise RuntimeError("connection reset\nmore" if download else "not found")
+
+    monkeypatch.setattr(vision, "_ask", lambda host, answered: answered.set())
+    with pytest.raises(UserError, match=r"its download failed: connection reset$"):
+        vision._fetch(str(tmp_path), broken, ["http://localhost"])
+
+
+ARRAYS = {
+    "table": (np.random.default_rng(0).normal(size=(40, 7)).astype("float32"), (7,), None),
+    "grey": (np.random.default_rng(0).integers(0, 256, (40, 9, 6)).astype("uint8"), (9, 6), 256),
+    "colour_last": (np.random.default_rng(0).integers(0, 256, (40, 9, 6, 3)).astype("uint8"), (3, 9, 6), 256),
+    "colour_first": (np.random.default_rng(0).integers(0, 256, (40, 3, 9, 6)).astype("uint8"), (3, 9, 6), 256),
+    "binary": (np.random.default_rng(0).integers(0, 2, (40, 9, 6)).astype("float64"), (9, 6), 2),
+    "bool": (np.random.default_rng(0).integers(0, 2, (40, 5)).astype("bool"), (5,), 2),
+    "counts": (np.tile(np.arange(12), (40, 1)).astype("int64"), (12,), 12),
+    "volume": (np.random.default_rng(0).random((40, 2, 3, 4, 5)), (2, 3, 4, 5), None),
+}
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_any_shape(name, suffix, tmp_path):
+    x, shape, levels = ARRAYS[name]
+    path = tmp_path / f"mine.{suffix}"
+    np.savez(path, x=x, y=np.arange(40) % 4) if suffix == "npz" else np.save(path, x)
+    data = dataset("data=arrays", f"data.path={path}", "likelihood=gaussian", "data.test=8", "data.valid=4")
+    assert (data.spec.shape, data.spec.levels) == (shape, levels)
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [28, 4, 8]
+    assert data.spec.classes == (4 if suffix == "npz" else None)
+
+
+def test_an_npz_with_one_array_serves_and_labels_may_be_names_or_attributes(tmp_path):
+    path = tmp_path / "one.npz"
+    np.savez(path, whatever=ARRAYS["table"][0])
+    assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.classes is None
+    np.savez(path, x=ARRAYS["table"][0], y=np.array(["cat", "dog"] * 20))
+    assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.classes == 2
+    np.savez(path, x=ARRAYS["table"][0], y=np.random.rand(40, 3))
+    assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.attributes == 3
+
+
+NAN = np.where(np.arange(40)[:, None] == 3, np.nan, ARRAYS["table"][0])
+BAD_ARRAYS = {
+    "labels_of_another_length": ({"x": ARRAYS["table"][0], "y": np.arange(39)}, r"40 examples in `x` but 39 labels"),
+    "nan": ({"x": NAN}, r"NaN or infinity in `x` \(first in example 3\)"),
+    "empty": ({"x": np.zeros((0, 4))}, r"examples of shape \[0, 4\]"),
+    "one_dimension": ({"x": np.arange(4.0)}, r"examples of shape \[4\]"),
+    "no_x": ({"a": np.zeros((4, 4)), "b": np.zeros((4, 4))}, r"holds a, b; examples must be under `x`"),
+    "text": ({"x": np.array([["a"], ["b"]])}, r"examples of type <U1; numbers are allowed"),
+    "negative_labels": ({"x": ARRAYS["table"][0], "y": np.arange(40) - 1}, r"labels `y` of shape \[40\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_a_bad_array_is_refused_by_name(name, tmp_path):
+    content, message = BAD_ARRAYS[name]
+    np.savez(tmp_path / "bad.npz", **content)
+    with pytest.raises(UserError, match=rf"data\.path=.*bad\.npz: {message}"):
+        dataset("data=arrays", f"data.path={tmp_path / 'bad.npz'}", "likelihood=gaussian")
+
+
+def test_files_that_are_no_arrays_are_refused(tmp_path):
+    (tmp_path / "noise.npz").write_bytes(b"no array at all")
+    np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
+    for name in ("noise.npz", "pickled.npy"):
+        with pytest.raises(UserError, match="not a readable .npz or .npy file"):
+            dataset("data=arrays", f"data.path={tmp_path / name}")
+    with pytest.raises(UserError, match="path that exists is allowed"):
+        dataset("data=arrays", f"data.path={tmp_path / 'absent.npz'}")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for k in range(10):
+            picture = rng.integers(0, 256, (12 + k, 16, 3)).astype("uint8")
+            Image.fromarray(picture).save(tmp_path / name / f"{k}.png")
+    return tmp_path
+
+
+def test_folders_of_pictures(pictures):
+    data = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=gaussian")
+    assert (data.spec.shape, data.spec.levels, data.spec.classes) == ((3, 8, 8), 256, 2)
+    grey = dataset("data=images", f"data.path={pictures / 'cats'}", "data.size=[6,9]", "data.color=grayscale")
+    assert (grey.spec.shape, grey.spec.classes) == ((1, 6, 9), None)
+
+
+def test_a_broken_picture_is_named(pictures):
+    (pictures / "dogs" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
+        dataset("data=images", f"data.path={pictures}")
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no images in it"):
+        dataset("data=images", f"data.path={tmp_path}")
+
+
+def test_a_picture_keeps_its_colours_and_place(tmp_path):
+    picture = np.zeros((10, 20, 3), dtype="uint8")
+    picture[:, 5:10, 0] = 255  # the left half of the middle square is red
+    for k in range(4):
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+    x = dataset("data=images", f"data.path={tmp_path}", "data.size=10", "likelihood=gaussian").train.x
+    assert x[0, 0, :, :5].float().mean() == 255
+    assert x[0, 0, :, 5:].max() == 0
+    assert x[0, 1:].max() == 0
+
+
+SUPPORT = {
+    "bernoulli": r"values run from .* this likelihood allows values in \[0, 1\]",
+    "continuous_bernoulli": r"values run from .* this likelihood allows values in \[0, 1\]",
+    "categorical": "this likelihood allows integer data alone",
+    "discretized_logistic": "this likelihood allows integer data alone",
+}
+
+
+@pytest.mark.parametrize("likelihood", SUPPORT)
+def test_data_outside_the_support_are_refused(likelihood, tmp_path):
+    np.save(tmp_path / "real.npy", 3.0 * ARRAYS["table"][0])
+    with pytest.raises(UserError, match=SUPPORT[likelihood]):
+        dataset("data=arrays", f"data.path={tmp_path / 'real.npy'}", f"likelihood={likelihood}")
+
+
+def test_settings_without_effect_on_the_data_are_refused(tmp_path):
+    np.save(tmp_path / "real.npy", 3.0 * ARRAYS["table"][0])
+    np.save(tmp_path / "binary.npy", ARRAYS["binary"][0])
+    real, binary = (f"data.path={tmp_path / name}.npy" for name in ("real", "binary"))
+    with pytest.raises(UserError, match=r"data\.binarize=dynamic: values run from"):
+        dataset("data=arrays", real, "likelihood=gaussian", "data.binarize=dynamic")
+    with pytest.raises(UserError, match=r"data\.binarize=dynamic: has no effect, the data are binary"):
+        dataset("data=arrays", binary, "data.binarize=dynamic")
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on floating-point data"):
+        dataset("data=arrays", real, "likelihood=gaussian", "data.dequantize=true")
+
+
+def test_synthetic_examples_are_seeded_and_of_any_shape():
+    for shape in ("[28,28]", "[3,8,10]", "[12]"):
+        one, again = (dataset("data=synthetic", "data.n=50", f"data.shape={shape}") for _ in range(2))
+        assert list(one.spec.shape) == [int(side) for side in shape.strip("[]").split(",")]
+        assert torch.equal(one.train.x, again.train.x)
+        assert one.train.x.float().std() > 10

@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import ContinuousBernoulli, Laplace, Normal
+
+from vae_cli import likelihood as L
+
+LEVELS = 17
+MASSES = {
+    "bernoulli": (L.Bernoulli(), 2),
+    "categorical": (L.Categorical(levels=LEVELS), LEVELS),
+    "logistic": (L.DiscretizedLogistic(levels=LEVELS), LEVELS),
+    "logistics": (L.DiscretizedLogistic(levels=LEVELS, mixtures=3), LEVELS),
+}
+DENSITIES = {
+    "continuous_bernoulli": (L.ContinuousBernoulli(), 0.0, 1.0),
+    "gaussian": (L.Gaussian(), -60.0, 60.0),
+    "gaussian_shared": (L.Gaussian(scale="shared"), -60.0, 60.0),
+    "gaussian_fixed": (L.Gaussian(scale=0.3), -60.0, 60.0),
+    "laplace": (L.Laplace(), -90.0, 90.0),
+    "laplace_fixed": (L.Laplace(scale=0.3), -90.0, 90.0),
+}
+EVERY = {
+    **{name: part for name, (part, _) in MASSES.items()},
+    **{name: part for name, (part, *_) in DENSITIES.items()},
+    "optimal": L.Gaussian(scale="optimal"),
+    "laplace_optimal": L.Laplace(scale="optimal"),
+}
+
+
+def outputs_for(part, *shape, spread=1.0):
+    """Decoder outputs [*batch, P, *event] in float64 for a batch [6] of events `shape`."""
+    return spread * torch.randn(6, part.outputs, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+@pytest.mark.parametrize("name", MASSES)
+def test_a_mass_sums_to_one(name, spread):
+    part, levels = MASSES[name]
+    p = part.double()(outputs_for(part, 1, spread=spread), 1)
+    values = torch.linspace(0.0, 1.0, levels, dtype=torch.float64)
+    total = sum(p.log_prob(value.expand(6, 1)).exp() for value in values)
+    torch.testing.assert_close(total, torch.ones(6).double(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_a_density_integrates_to_one(name):
+    part, low, high = DENSITIES[name]
+    p = part.double()(outputs_for(part, 1), 1)
+    x = torch.linspace(low, high, 200_001, dtype=torch.float64)
+    density = p.log_prob(x.view(-1, 1, 1)).exp().detach()
+    torch.testing.assert_close(torch.trapezoid(density, x, dim=0), torch.ones(6).double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_samples_have_the_mean_the_shape_and_the_support(name):
+    part = EVERY[name].float().eval().requires_grad_(False)
+    p = part(0.5 * torch.randn(3, part.outputs, 2, 2), 2)
+    assert (p.batch_shape, p.event_shape, p.mean.shape) == ((3,), (2, 2), (3, 2, 2))
+    x = p.sample((20_000,))
+    assert x.shape == (20_000, 3, 2, 2)
+    error = (x.mean(0) - p.mean).abs()
+    slack = 2e-3 if isinstance(part, L.DiscretizedLogistic) else 0.0  # its mean leaves rounding out
+    assert (error < 5.0 * x.std(0) / math.sqrt(20_000) + slack).all()
+    if part.support in ("binary", "unit", "levels"):
+        assert x.min() >= 0.0
+        assert x.max() <= 1.0
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_elements_are_summed_and_shapes_broadcast_over_draws_of_z(name):
+    part = EVERY[name].float().eval()
+    p = part(torch.randn(5, 3, part.outputs, 2, 2), 2)
+    x = torch.randint(2, (3, 2, 2)).float()
+    total = p.log_prob(x)
+    assert total.shape == (5, 3)
+    one = part(torch.randn(1, part.outputs, 1), 1)
+    two = part(torch.cat([torch.zeros(1, part.outputs, 2)], -1), 1)
+    single = part(torch.zeros(1, part.outputs, 1), 1)
+    assert one.log_prob(torch.ones(1, 1)).shape == (1,)
+    torch.testing.assert_close(two.log_prob(torch.ones(1, 2)), 2.0 * single.log_prob(torch.ones(1, 1)))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_extreme_outputs_keep_value_and_gradient_finite(name):
+    part = EVERY[name].float().train()
+    for size in (1e-8, 1.0, 30.0, 300.0):
+        outputs = (size * torch.randn(4, part.outputs, 3)).requires_grad_()
+        x = torch.tensor([0.0, 0.0, 1.0]).expand(4, 3)
+        log_prob = part(outputs, 1).log_prob(x).sum()
+        log_prob.backward()
+        assert torch.isfinite(log_prob)
+        assert torch.isfinite(outputs.grad).all()
+
+
+def test_bernoulli_on_grey_values_is_the_cross_entropy():
+    logits, x = torch.randn(4, 1, 9), torch.rand(4, 9)
+    expected = -torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], x, reduction="none").sum(-1)
+    torch.testing.assert_close(L.Bernoulli()(logits, 1).log_prob(x), expected)
+
+
+def test_continuous_bernoulli_agrees_with_torch_and_is_smooth_at_one_half():
+    logits = torch.cat([torch.linspace(-9, 9, 41), torch.linspace(-0.2, 0.2, 41)]).double()
+    x = torch.rand_like(logits)
+    ours = L.ContinuousBernoulli()(logits.view(-1, 1, 1), 1)
+    theirs = ContinuousBernoulli(logits=logits, lims=(0.4999999, 0.5000001))
+    torch.testing.assert_close(ours.log_prob(x[:, None]), theirs.log_prob(x), atol=1e-7, rtol=0)
+    torch.testing.assert_close(ours.mean[:, 0], theirs.mean, atol=1e-5, rtol=0)
+
+
+def test_gaussian_and_laplace_agree_with_torch():
+    outputs, x = torch.randn(4, 2, 9), torch.randn(4, 9)
+    scale = torch.exp(math.log(0.01) + torch.nn.functional.softplus(outputs[:, 1] - math.log(0.01)))
+    for ours, theirs in ((L.Gaussian(), Normal), (L.Laplace(), Laplace)):
+        expected = theirs(outputs[:, 0], scale).log_prob(x).sum(-1)
+        torch.testing.assert_close(ours(outputs, 1).log_prob(x), expected)
+        assert ours(outputs, 1).scale.min() > 0.01
+
+
+def test_optimal_scale_is_the_batch_error_in_training_and_frozen_in_evaluation():
+    part, loc, x = L.Gaussian(scale="optimal").train(), torch.randn(5, 1, 8), torch.randn(5, 8)
+    mse = (x - loc[:, 0]).square().mean()
+    expected = -0.5 * 40 * (math.log(2 * math.pi) + 1 + mse.log())
+    torch.testing.assert_close(part(loc, 1).log_prob(x).sum(), expected)
+    assert part.running_scale == pytest.approx(mse.sqrt())
+    part.eval()
+    other = torch.randn(7, 8)
+    expected = Normal(loc[:, 0].mean(0), mse.sqrt()).log_prob(other).sum(-1)
+    torch.testing.assert_close(part(loc.mean(0, keepdim=True), 1).log_prob(other), expected)
+    assert part.running_scale == pytest.approx(mse.sqrt())
+
+
+def test_optimal_scale_lets_its_gradient_through():
+    part, x = L.Gaussian(scale="optimal").train(), torch.randn(5, 8)
+    loc = torch.randn(5, 1, 8, requires_grad=True)
+    part(loc, 1).log_prob(x).sum().backward()
+    error = (loc[:, 0] - x).detach()
+    torch.testing.assert_close(loc.grad[:, 0], -error / error.square().mean())  # of −½ N log MSE
+
+
+def test_edge_bins_take_the_tails():
+    part = L.DiscretizedLogistic(levels=256)
+    outputs = torch.zeros(2, 2, 1, dtype=torch.float64)
+    outputs[0, 0], outputs[1, 0] = -40.0, 40.0  # far below and far above the data
+    p = part.double()(outputs, 1)
+    assert p.log_prob(torch.tensor([[0.0], [1.0]], dtype=torch.float64)) == pytest.approx([0.0, 0.0], abs=1e-9)

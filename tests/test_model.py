@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from vae_cli.conditioning import Label, Unconditional
+from vae_cli.errors import UserError
+from vae_cli.model.conv import Conv
+from vae_cli.model.layers import ACTIVATIONS
+from vae_cli.model.linear import Linear
+from vae_cli.model.mlp import MLP
+from vae_cli.model.resnet import ResNet
+
+MODELS = {"mlp": MLP, "linear": Linear, "conv": Conv, "resnet": ResNet}
+PICTURES = [(28, 20), (8, 8), (3, 32, 32), (3, 64, 64), (1, 7, 13), (2, 5, 4), (4, 4)]
+
+
+def build(name, shape, condition_dim=0, outputs=2, **settings):
+    return MODELS[name](shape=shape, latent_dim=5, condition_dim=condition_dim, outputs=outputs, **settings)
+
+
+@pytest.mark.parametrize("shape", PICTURES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_output_has_exactly_the_shape_of_the_input(name, shape):
+    model = build(name, shape)
+    features = model.encode(torch.rand(3, *shape), None)
+    assert features.shape == (3, model.features)
+    assert model.decode(torch.randn(3, 5), None).shape == (3, 2, *shape)
+
+
+@pytest.mark.parametrize("name", ["mlp", "linear"])
+def test_dense_models_take_any_shape(name):
+    for shape in ((7,), (2, 3, 4, 5)):
+        assert build(name, shape).decode(torch.randn(3, 5), None).shape == (3, 2, *shape)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet"])
+def test_every_activation_has_gradients_everywhere(name, activation):
+    model = build(name, (8, 8), condition_dim=2, activation=activation)
+    c = torch.randn(3, 2)
+    loss = model.encode(torch.rand(3, 8, 8), c).square().sum() + model.decode(torch.randn(3, 5), c).square().sum()
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    assert sum(p.grad.abs().sum() for p in model.parameters()) > 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_condition_reaches_encoder_and_decoder(name):
+    model, x, z = build(name, (8, 8), condition_dim=3), torch.rand(2, 8, 8), torch.randn(2, 5)
+    one, other = torch.eye(3)[:2], torch.eye(3)[1:]
+    assert (model.encode(x, one) - model.encode(x, other)).abs().max() > 1e-4
+    assert (model.decode(z, one) - model.decode(z, other)).abs().max() > 1e-4
+
+
+def test_label_planes_are_a_bias_for_each_channel():
+    """What stands in for constant label planes is what a convolution over them computes, away from the border."""
+    planes = torch.eye(3)[0].view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    kernel = torch.randn(4, 3, 4, 4)
+    convolved = torch.nn.functional.conv2d(planes, kernel)
+    torch.testing.assert_close(convolved, convolved[:, :, :1, :1].expand_as(convolved))
+
+
+@pytest.mark.parametrize("name", ["conv", "resnet"])
+def test_what_a_model_cannot_take_is_refused(name):
+    with pytest.raises(UserError, match=rf"model={name}: data of shape \[7\]"):
+        build(name, (7,))
+    with pytest.raises(UserError, match=r"model\.channels: 4 stages would halve 8×8 .* at most 3"):
+        build(name, (8, 8), channels=[4, 4, 4, 4])
+
+
+def test_conditions():
+    y = torch.tensor([2, 0])
+    assert Label(classes=3, attributes=None)(y).tolist() == [[0, 0, 1], [1, 0, 0]]
+    attributes = torch.rand(2, 40)
+    assert torch.equal(Label(classes=None, attributes=40)(attributes), attributes)
+    learned = Label(classes=3, attributes=None, embedding=7)
+    assert learned(y).shape == (2, 7)
+    torch.testing.assert_close(learned(y)[0], learned.map.weight[:, 2])
+    assert Unconditional()(y) is None
+    with pytest.raises(UserError, match="conditional=label: the data have no labels"):
+        Label(classes=None, attributes=None)
+    with pytest.raises(ValueError, match="needs labels"):
+        learned(None)

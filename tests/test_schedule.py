@@ -1,0 +1,79 @@
+import math
+
+import pytest
+
+from vae_cli import schedule
+
+RISING = {
+    "linear": schedule.Linear(warmup=4.0, weight=3.0),
+    "cosine": schedule.Cosine(warmup=4.0, weight=3.0),
+    "sigmoid": schedule.Sigmoid(warmup=4.0, weight=3.0),
+}
+
+
+@pytest.mark.parametrize("name", RISING)
+def test_a_rise_starts_at_zero_ends_at_the_weight_and_never_falls(name):
+    kl = RISING[name]
+    weights = [kl.weight(t / 10) for t in range(81)]
+    assert weights[0] == pytest.approx(0.0, abs=1e-12)
+    assert weights[20] == pytest.approx(1.5)
+    assert weights[40:] == pytest.approx([3.0] * 41)
+    assert all(a <= b + 1e-12 for a, b in zip(weights, weights[1:], strict=False))
+    assert kl.settled == 4.0
+
+
+@pytest.mark.parametrize("kind", [schedule.Linear, schedule.Cosine, schedule.Sigmoid])
+def test_no_warmup_is_the_constant(kind):
+    assert kind(warmup=0.0, weight=2.0).weight(0.0) == pytest.approx(2.0)
+
+
+def test_constant_is_beta_exactly():
+    assert {schedule.Constant(weight=4.0).weight(t) for t in (0, 0.5, 1000)} == {4.0}
+
+
+def test_cyclical_repeats_and_ends_at_the_weight():
+    kl = schedule.Cyclical(period=10.0, ratio=0.5, cycles=3, weight=2.0)
+    for cycle in range(3):
+        start = 10.0 * cycle
+        assert kl.weight(start) == 0.0
+        assert kl.weight(start + 2.5) == pytest.approx(1.0)
+        assert kl.weight(start + 5.0) == pytest.approx(2.0)
+        assert kl.weight(start + 9.9) == pytest.approx(2.0)
+    assert kl.weight(30.0) == 2.0
+    assert kl.settled == 30.0
+
+
+def test_capacity_rises_while_the_weight_stays():
+    kl = schedule.Capacity(capacity=20.0, warmup=10.0, weight=50.0)
+    assert [kl.target(t) for t in (0.0, 5.0, 10.0, 99.0)] == [0.0, 10.0, 20.0, 20.0]
+    assert {kl.weight(t) for t in (0.0, 5.0, 99.0)} == {50.0}
+    assert schedule.Constant().target(3.0) is None
+
+
+def test_learning_rates():
+    cosine = schedule.CosineLR(final=0.1, warmup=2.0, epochs=10.0)
+    assert cosine.factor(1.0) == pytest.approx(0.5)
+    assert cosine.factor(2.0) == pytest.approx(1.0)
+    assert cosine.factor(6.0) == pytest.approx(0.55)
+    assert cosine.factor(10.0) == pytest.approx(0.1)
+    step = schedule.StepLR(every=3.0, factor=0.1)
+    assert [step.factor(t) for t in (0.0, 2.9, 3.0, 6.5)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+    assert schedule.WarmupLR(warmup=4.0).factor(1.0) == 0.25
+    assert schedule.ConstantLR().factor(7.0) == 1.0
+
+
+def test_plateau_falls_after_patience_and_goes_on_from_a_checkpoint():
+    plateau = schedule.PlateauLR(patience=2, factor=0.5, min=0.2)
+    for elbo in (-10.0, -9.0, -9.0):
+        plateau.observe(elbo)
+    assert plateau.factor(0.0) == 1.0
+    again = schedule.PlateauLR(patience=2, factor=0.5, min=0.2)
+    again.load_state_dict(plateau.state_dict())
+    for each in (plateau, again):
+        each.observe(-9.5)
+        assert each.factor(0.0) == 0.5
+        for _ in range(9):
+            each.observe(-9.5)
+        assert each.factor(0.0) == 0.2
+    assert plateau.best == -9.0
+    assert math.isfinite(plateau.best)
