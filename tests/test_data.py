@@ -198,7 +198,7 @@ def test_files_that_are_no_arrays_are_refused(tmp_path):
     (tmp_path / "noise.npz").write_bytes(b"no array at all")
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
     for name in ("noise.npz", "pickled.npy"):
-        with pytest.raises(UserError, match="not a readable .npz or .npy file"):
+        with pytest.raises(UserError, match=r"not a readable \.npz or \.npy file"):
             dataset("data=arrays", f"data.path={tmp_path / name}")
     with pytest.raises(UserError, match="path that exists is allowed"):
         dataset("data=arrays", f"data.path={tmp_path / 'absent.npz'}")

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_a_rise_starts_at_zero_ends_at_the_weight_and_never_falls(name):
     assert weights[0] == pytest.approx(0.0, abs=1e-12)
     assert weights[20] == pytest.approx(1.5)
     assert weights[40:] == pytest.approx([3.0] * 41)
-    assert all(a <= b + 1e-12 for a, b in zip(weights, weights[1:], strict=False))
+    assert all(a <= b + 1e-12 for a, b in pairwise(weights))
     assert kl.settled == 4.0
 
 

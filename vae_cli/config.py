@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vae_cli.errors import UserError, unknown_setting
 
@@ -184,6 +184,14 @@ class LocationScale(Part):
 
     scale: Scale
     min_scale: Positive
+
+    @model_validator(mode="after")
+    def _above_the_floor(self) -> LocationScale:
+        if isinstance(self.scale, (int, float)) and self.scale < self.min_scale:
+            raise UserError(
+                f"likelihood.scale={self.scale:g}: at least likelihood.min_scale={self.min_scale:g} is allowed"
+            )
+        return self
 
 
 class DiscretizedLogistic(Part):

@@ -37,6 +37,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = str(error).strip()
+    if (override := getattr(error, "override", None)) and type(error).__name__ == "OverrideParseException":
+        return f"{override}: cannot be read ({text.splitlines()[0]}); KEY=VALUE is allowed, odd values in '\"quotes\"'"
     options = getattr(error, "options", None)
     if options is not None:
         group, _, option = str(getattr(error, "missing_cfg_file", "")).rpartition("/")

@@ -189,7 +189,7 @@ class Gaussian(Likelihood):
         scale: `per_pixel`: the decoder gives each element its log σ; `shared`: one learned σ; `optimal`: σ-VAE
             (Rybkin et al. 2021), σ² is the mean squared error of the batch in training, with its gradient, and its
             running mean in evaluation; a number: σ itself.
-        min_scale: the floor of a learned σ, approached smoothly: log σ = log m + softplus(r − log m).
+        min_scale: the floor m of σ; a learned σ approaches it smoothly: log σ = log m + softplus(r − log m).
     """
 
     elements: type[GaussianElements] = GaussianElements
@@ -237,7 +237,7 @@ class OptimalScale(GaussianElements):
         """Return log p(x) [*batch] under the scale of highest likelihood for this batch, or the frozen one."""
         scale = self.likelihood.running_scale
         if not self.frozen:
-            scale = self.likelihood.elements.fit(x - self.loc).clamp(min=1e-6)
+            scale = self.likelihood.elements.fit(x - self.loc).clamp(min=math.exp(self.likelihood.floor))
             self.likelihood.observe(scale)
         return self._elements(scale.log()).log_prob(x)
 

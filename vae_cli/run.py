@@ -98,6 +98,7 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> dict[str, An
     last = folder / "checkpoints" / "last.pt"
     if not resume and last.exists():
         raise UserError(f"{folder} holds a run already: go on with resume={folder}, or choose another hydra.run.dir")
+    folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.trainer.device)
     _set_determinism(config.trainer.deterministic)
     dataset = load_dataset(config)

@@ -39,6 +39,8 @@ def main() -> None:
         if DEBUGGING:
             raise
         sys.exit(f"vae-train: error: {one_line(error)}")
+    except BrokenPipeError:  # `vae-train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nvae-train: interrupted; go on from the last checkpoint with resume=RUN_FOLDER", file=sys.stderr)
         sys.exit(130)

@@ -36,8 +36,8 @@ class Conv(nn.Module):
         condition_dim: int,
         outputs: int,
         channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (256,),
-        activation: str = "relu",
+        hidden: Sequence[int] = (),
+        activation: str = "gelu",
     ):
         super().__init__()
         first, height, wide = self.picture = picture_shape(shape, "conv")

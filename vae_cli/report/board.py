@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ class Board:
 
     Args:
         folder: of the event file.
-        purge_step: on resuming, the step from which earlier events are void.
+        purge_step: the step from which events that an earlier process left in the folder are void.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None):
+    def __init__(self, folder: Path, *, purge_step: int):
         self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -35,12 +36,11 @@ class Board:
         """Write a picture [H, W, 3], uint8."""
         self.writer.add_image(tag, image, step, dataformats="HWC")
 
-    def settings(self, settings: dict[str, Any], results: dict[str, float], step: int) -> None:
-        """Write settings and results to the HParams tab, into this run and no other."""
+    def settings(self, settings: dict[str, Any], results: Iterable[str]) -> None:
+        """Write settings to the HParams tab beside the scalars of those names, into this run and no other."""
         plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in settings.items()}
-        for summary in hparams(plain, results):
-            self._add(summary, step)
-        self.scalars(step, results)
+        for summary in hparams(plain, dict.fromkeys(results, 0.0)):
+            self._add(summary, 0)
 
     def _add(self, summary: Summary, step: int) -> None:
         self.writer._get_file_writer().add_summary(summary, step)

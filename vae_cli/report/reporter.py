@@ -28,11 +28,11 @@ class Reporter:
         self.folder, self.spec, self.conditional = folder, spec, conditional
         self.terminal = Terminal(folder / "train.log")
         self.metrics = folder / "metrics.jsonl"
-        if resumed_at is not None and self.metrics.is_file():
-            _truncate(self.metrics, resumed_at)
+        start = -1 if resumed_at is None else resumed_at
+        if self.metrics.is_file():
+            _truncate(self.metrics, start)
         self.lines = self.metrics.open("a", buffering=1)
-        purge = None if resumed_at is None else resumed_at + 1
-        self.board = Board(folder / "tensorboard", purge)
+        self.board = Board(folder / "tensorboard", purge_step=start + 1)
         self.warnings: list[str] = []
 
     def line(self, text: str) -> None:
@@ -94,10 +94,9 @@ class Reporter:
 
     def finish(self, summary: dict[str, Any], settings: dict[str, Any], step: int, note: str) -> None:
         """The run is over: summary.json, the HParams tab, the table."""
-        numbers = {
-            key: float(value) for key, value in summary.items() if isinstance(value, (int, float)) and "/" in key
-        }
-        self.board.settings(settings, numbers, step)
+        tested = {key: value for key, value in summary.items() if key.startswith("test/")}
+        self.board.scalars(step, tested)
+        self.board.settings(settings, tested or ["valid/elbo"])
         (self.folder / "summary.json").write_text(json.dumps(summary | {"warnings": self.warnings}, indent=2) + "\n")
         self.terminal.table(summary, note)
 

@@ -1,0 +1,162 @@
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tests.conftest import ROOT, command, configure
+from vae_cli.config import OPTIONS
+from vae_cli.errors import CONF, UserError, one_line
+
+GROUPS = sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
+EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
+OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
+FILES = {"arrays": ["data.path=."], "images": ["data.path=."]}
+
+
+def problem(*overrides):
+    """The one line that a faulty composition ends with."""
+    with pytest.raises((UserError, HydraException, OmegaConfBaseException)) as caught:
+        configure(*overrides)
+    return one_line(caught.value)
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY, ids=lambda value: value)
+def test_every_option_composes_and_is_commented(group, option):
+    configure(f"{group}={option}", *FILES.get(option, []))
+    assert (Path(CONF) / group / f"{option}.yaml").read_text().startswith("#")
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in EVERY if pair[0] in OPTIONS], ids=lambda value: value)
+def test_yaml_schema_and_constructor_name_the_same_settings(group, option):
+    part = getattr(configure(f"{group}={option}", *FILES.get(option, [])), group)
+    assert part.target in OPTIONS[group]
+    named = inspect.signature(get_object(part.target)).parameters
+    assert set(part.arguments) - {"latent_dim"} <= set(named), "a setting that the part does not know"
+    if group != "optimizer":
+        assert set(named) - OFFERED - {"args", "kwargs"} <= set(part.arguments), (
+            "a setting of the part that nobody can set"
+        )
+
+
+def test_every_target_of_the_schema_has_an_option():
+    for group, targets in OPTIONS.items():
+        found = {OmegaConf.load(path)["_target_"] for path in (Path(CONF) / group).glob("*.yaml")}
+        assert found == set(targets) - {""}
+
+
+WRONG = {
+    ("trainer.epoch=3",): "trainer.epoch: no such setting; did you mean trainer.epochs?",
+    ("+trainer.epoch=3",): "trainer.epoch: no such setting; did you mean trainer.epochs?",
+    ("modle=conv",): "modle: no such setting; did you mean model?",
+    ("+kl.wieght=2",): "kl.wieght: no such setting; did you mean kl.weight?",
+    ("model=cnv",): "model=cnv: no such option; did you mean conv? (allowed: conv, linear, mlp, resnet)",
+    ("trainer.epochs=abc",): "trainer.epochs=abc: an integer is allowed",
+    ("trainer.epochs=1.5",): "trainer.epochs=1.5: an integer is allowed",
+    ("trainer.compile=3",): "trainer.compile=3: true or false is allowed",
+    ("seed=abc",): "seed=abc: an integer is allowed",
+    ("seed=null",): "seed=None: an integer is allowed",
+    ("optimizer.lr=nan",): "optimizer.lr=nan: a finite number is allowed",
+    ("optimizer.lr=inf",): "optimizer.lr=inf: a finite number is allowed",
+    ("model.latent_dim=0",): "model.latent_dim=0: at least 1 is allowed",
+    ("trainer.batch_size=-1",): "trainer.batch_size=-1: at least 1 is allowed",
+    ("kl.weight=-1",): "kl.weight=-1: at least 0 is allowed",
+    ("kl.free_bits=-0.5",): "kl.free_bits=-0.5: at least 0 is allowed",
+    ("model.hidden=[0]",): "model.hidden=[0]: at least 1 is allowed",
+    ("data.valid=1.5",): "data.valid=1.5: a count (0, 1, 2, …) or a fraction below 1 is allowed",
+    ("trainer.precision=fp16",): "trainer.precision=fp16: 'fp32' or 'bf16' is allowed",
+    ("likelihood=gaussian", "likelihood.scale=share"): (
+        "likelihood.scale=share: 'per_pixel', 'shared' or 'optimal' or a number is allowed"
+    ),
+    ("kl.warmup=3",): (
+        "kl.warmup: has no effect with the chosen kl; it is a setting of kl=capacity, kl=cosine, kl=linear, kl=sigmoid"
+    ),
+    ("likelihood.scale=1",): (
+        "likelihood.scale: has no effect with the chosen likelihood; "
+        "it is a setting of likelihood=gaussian, likelihood=laplace"
+    ),
+    ("data=arrays",): "data.path: required; nothing was given",
+    ("data=arrays", "data.path=/absent.npz"): (
+        "data.path=/absent.npz: nothing is there; a path that exists is allowed"
+    ),
+    ("data.dequantize=true",): (
+        "data.dequantize=true: has no effect with a likelihood over discrete values (Bernoulli); "
+        "it is for continuous_bernoulli, gaussian and laplace"
+    ),
+    ("lr_schedule=plateau", "data.valid=0"): (
+        "lr_schedule=plateau: has no effect with data.valid=0; give validation examples"
+    ),
+    ("trainer.early_stopping=3", "data.valid=0"): (
+        "trainer.early_stopping: has no effect with data.valid=0; give validation examples"
+    ),
+    ("likelihood=gaussian", "likelihood.scale=0.1", "likelihood.min_scale=0.2"): (
+        "likelihood.scale=0.1: at least likelihood.min_scale=0.2 is allowed"
+    ),
+    ("likelihood._target_=vae_cli.likelihood.Absent",): (
+        "likelihood._target_=vae_cli.likelihood.Absent: no such part of vae_cli"
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides", WRONG, ids=" ".join)
+def test_each_mistake_gets_its_line(overrides):
+    assert problem(*overrides) == WRONG[overrides]
+
+
+def test_zero_is_a_seed_and_a_whole_number_serves_as_a_fraction():
+    assert configure("seed=0").seed == 0
+    assert configure("kl.weight=4").kl.weight == 4.0
+    assert configure("data.valid=0").data.valid == 0
+
+
+def test_free_bits_is_the_constant_schedule_with_a_quarter():
+    kl = configure("kl=free_bits").kl
+    assert (kl.target, kl.free_bits, kl.weight) == ("vae_cli.schedule.Constant", 0.25, 1.0)
+    assert configure("kl=cyclical", "kl.free_bits=0.5").kl.free_bits == 0.5
+
+
+def test_a_config_error_comes_before_torch_and_at_once():
+    """The command stops with its one line, exit code 1 and no traceback, and torch was never imported."""
+    check = (
+        "import sys; from vae_cli import train\n"
+        "sys.argv = ['vae-train', 'hydra.run.dir=/nowhere/at/all', *sys.argv[1:]]\n"
+        "try: train.main()\n"
+        "finally: assert 'torch' not in sys.modules and 'torchvision' not in sys.modules\n"
+    )
+    for faulty, line in (("model.latnt_dim=3", "did you mean model.latent_dim?"), ("resume=/nowhere", "no run")):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", check, faulty], capture_output=True, text=True, cwd=ROOT)
+        assert time.perf_counter() - started < 3.0  # half a second on an idle machine
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert line in done.stderr
+        assert "AssertionError" not in done.stderr
+
+
+def test_a_refused_run_leaves_no_folder_behind(tmp_path):
+    done = command("kl.weight=-1", f"hydra.run.dir={tmp_path}/run")
+    assert done.stderr == "vae-train: error: kl.weight=-1: at least 0 is allowed\n"
+    assert done.returncode == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_the_everyday_commands_and_the_groups():
+    done = command("--help")
+    assert done.returncode == 0
+    assert "vae-train model=conv data=mnist" in done.stdout
+    assert all(f"{group}: " in done.stdout for group in GROUPS)
+
+
+def test_experiments_and_debug_overlays_compose_with_the_command_line():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        composed = compose("train", ["experiment=ppca", "model.latent_dim=3", "debug=fast"])
+    assert composed.model["_target_"].endswith("Linear")
+    assert (composed.model.latent_dim, composed.likelihood.scale, composed.trainer.steps) == (3, "shared", 2)

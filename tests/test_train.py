@@ -1,0 +1,268 @@
+"""Properties of whole runs, on small data and in this process."""
+
+import json
+import math
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import TINY, configure, train
+from vae_cli import checkpoint, run
+from vae_cli.errors import UserError
+from vae_cli.metrics import evaluate
+
+SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
+TAGS = {
+    "train/elbo", "train/reconstruction", "train/kl", "train/kl_weight", "train/loss", "train/learning_rate",
+    "train/grad_norm", "train/examples_per_second", "valid/elbo", "valid/reconstruction", "valid/kl",
+    "valid/active_units",
+}  # fmt: skip
+
+
+def weights(folder, name="last"):
+    return checkpoint.load(folder / "checkpoints" / f"{name}.pt")["model"]
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(summary):
+    return {key: value for key, value in summary.items() if "/" in key}
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    summary = train(tmp_path, *SHORT, "conditional=label")
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    figures = ("reconstructions", "samples", "class_samples", "elbo", "kl_by_dimension")
+    assert {f"figures/{name}.png" for name in figures} <= written
+    assert {"checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "summary.json", "train.log"} <= written
+    assert not [name for name in written if "partial" in name]
+    stored = json.loads((tmp_path / "summary.json").read_text())
+    assert numbers(stored) == numbers(summary)
+    for split in ("train", "valid", "test"):
+        assert stored[f"{split}/elbo"] == pytest.approx(stored[f"{split}/reconstruction"] - stored[f"{split}/kl"])
+    assert stored["test/bits_per_dim"] == pytest.approx(-stored["test/elbo"] / (144 * math.log(2)))
+    assert {"parameters", "train_seconds", "examples_per_second", "epochs", "steps", "test/active_units"} <= set(stored)
+    assert {key for line in lines(tmp_path) for key in line} == TAGS | {"step", "epoch"}
+    assert [line["step"] for line in lines(tmp_path) if "train/elbo" in line] == [4, 8, 12, 16, 20, 24]
+
+
+def test_tensorboard_holds_the_scalars_pictures_histograms_and_settings_in_one_run(tmp_path):
+    train(tmp_path, *SHORT)
+    assert len(list((tmp_path / "tensorboard").rglob("events*"))) == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) >= TAGS | {"test/elbo"}
+    assert set(tags["images"]) == {"reconstructions", "samples"}
+    assert tags["histograms"] == ["valid/kl_by_dimension"]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert [event.step for event in events.Scalars("train/elbo")] == [4, 8, 12, 16, 20, 24]
+
+
+def test_one_seed_gives_equal_bits_and_another_does_not(tmp_path):
+    one, again = (train(tmp_path / name, *SHORT) for name in ("one", "again"))
+    assert numbers(one) == numbers(again)
+    assert equal(weights(tmp_path / "one"), weights(tmp_path / "again"))
+    zero, other = (train(tmp_path / str(seed), *SHORT, f"seed={seed}") for seed in (0, 2))
+    assert len({summary["test/elbo"] for summary in (one, zero, other)}) == 3
+
+
+def test_watching_does_not_change_what_is_trained(tmp_path):
+    """Validation, logging, pictures and checkpoints draw no random number of training."""
+    train(tmp_path / "often", *SHORT, "trainer.validate_every=0.2", "trainer.log_every=1")
+    train(tmp_path / "never", *SHORT, "trainer.validate_every=100", "trainer.log_every=1000")
+    assert equal(weights(tmp_path / "often"), weights(tmp_path / "never"))
+
+
+@pytest.mark.parametrize("extra", [[], ["trainer.ema=0.9", "lr_schedule=cosine", "kl=linear", "optimizer=adamw"]])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, extra):
+    whole = train(tmp_path / "whole", *SHORT, *extra)
+    train(tmp_path / "parts", *SHORT, *extra)
+    halfway = _stopped_at(tmp_path / "parts", 16, [*SHORT, *extra])
+    assert halfway["step"] == 16
+    parts = train(tmp_path / "parts", *SHORT, *extra, resume=True)
+    assert numbers(parts) == numbers(whole)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    untimed = [{k: v for k, v in line.items() if "per_second" not in k} for line in lines(tmp_path / "whole")]
+    assert [{k: v for k, v in line.items() if "per_second" not in k} for line in lines(tmp_path / "parts")] == untimed
+
+
+def _stopped_at(folder, step, overrides):
+    """Train again from the start, but keep the checkpoints that stood at a step, as if killed just after it."""
+    for name in ("last.pt", "best.pt"):
+        (folder / "checkpoints" / name).unlink()
+    original = checkpoint.save
+    try:
+        checkpoint.save = lambda state, path: original(state, path) if state["step"] <= step else None
+        train(folder, *overrides)
+    finally:
+        checkpoint.save = original
+    return checkpoint.load(folder / "checkpoints" / "last.pt")
+
+
+def test_resume_with_more_epochs_goes_on(tmp_path):
+    train(tmp_path, *SHORT)
+    summary = train(tmp_path, *SHORT, "trainer.steps=32", resume=True)
+    assert summary["steps"] == 32
+    steps = [line["step"] for line in lines(tmp_path) if "train/elbo" in line]
+    assert steps == [4, 8, 12, 16, 20, 24, 28, 32]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/elbo")] == steps
+
+
+def test_checkpoints_hold_state_alone(tmp_path):
+    train(tmp_path, *SHORT)
+    for name in ("last", "best"):
+        state = torch.load(tmp_path / "checkpoints" / f"{name}.pt", weights_only=True)
+        assert state["config"]["model"]["_target_"] == "vae_cli.model.mlp.MLP"
+        assert state["spec"]["shape"] == [12, 12]
+
+
+def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
+    summary = train(tmp_path, *SHORT, "optimizer.lr=0.05", "trainer.validate_every=0.2", "trainer.final_samples=1")
+    best = max(line["valid/elbo"] for line in lines(tmp_path) if "valid/elbo" in line)
+    assert summary["valid/elbo"] == best
+    assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["elbo"] == best
+
+
+def test_validation_is_the_plain_elbo_whatever_is_trained(tmp_path):
+    train(tmp_path, *SHORT, "kl.weight=20", "kl.free_bits=3")
+    for line in lines(tmp_path):
+        for split in ("train", "valid"):
+            if f"{split}/elbo" in line:
+                plain = line[f"{split}/reconstruction"] - line[f"{split}/kl"]
+                assert line[f"{split}/elbo"] == pytest.approx(plain, rel=1e-5)
+    assert all(line["train/loss"] > -line["train/elbo"] for line in lines(tmp_path) if "train/loss" in line)
+
+
+def test_an_evaluation_does_not_depend_on_its_batch_size(tmp_path):
+    """The last short batch weighs no more than its examples: with z at its mean no noise is left to differ."""
+    config = configure(*TINY, "model=linear", "likelihood=gaussian", "likelihood.scale=1.0")
+    dataset = run.load_dataset(config)
+    vae = run.build(config, dataset.spec)
+    vae.posterior.head.bias.data[4:] = -30.0  # σ = 0
+    valid = dataset.resident("test", torch.device("cpu"))
+    results = [evaluate(vae, valid, batch_size=size) for size in (1000, 7, 3)]
+    for other in results[1:]:
+        assert other.elbo == pytest.approx(results[0].elbo, rel=1e-6)
+        assert other.active_units == results[0].active_units
+
+
+def test_active_units_are_those_whose_mean_moves(tmp_path):
+    config = configure(*TINY, "model=linear", "data.limit=150")
+    dataset = run.load_dataset(config)
+    vae = run.build(config, dataset.spec)
+    with torch.no_grad():
+        vae.posterior.head.weight.zero_()
+        vae.posterior.head.weight[:2] = 0.5  # of four means, two move with x
+    data = dataset.resident("train", torch.device("cpu"))
+    result = evaluate(vae, data)
+    assert result.active_units == 2
+    x = torch.cat([x for x, _ in data.batches(64)])
+    assert vae.encode(x).mean.var(0)[:2].min() > 0.01
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.ema=0.99"],
+        ["trainer.grad_clip=1.0"],
+        ["trainer.precision=bf16"],
+        ["trainer.deterministic=true"],
+        ["objective.samples=5"],
+        ["lr_schedule=plateau"],
+        ["data.valid=0"],
+        ["data.test=0"],
+        ["data.valid=0", "data.test=0"],
+        ["trainer.batch_size=100000"],
+        ["data.limit=1"],
+        ["data.shape=[6]"],
+        ["conditional=label", "conditional.embedding=3", "model=conv"],
+        ["likelihood=gaussian", "likelihood.scale=optimal", "trainer.ema=0.9"],
+        ["likelihood=gaussian", "data.dequantize=true"],
+        ["trainer.final=last"],
+    ],
+    ids=" ".join,
+)
+def test_settings_of_the_loop_run(tmp_path, overrides):
+    summary = train(tmp_path, *TINY, *overrides)
+    assert all(math.isfinite(value) for value in numbers(summary).values())
+    assert not torch.are_deterministic_algorithms_enabled() or "trainer.deterministic=true" in overrides
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_losses(tmp_path):
+    train(tmp_path / "plain", *SHORT)
+    train(tmp_path / "compiled", *SHORT, "trainer.compile=true")
+    plain, compiled = (
+        [line["train/elbo"] for line in lines(tmp_path / name) if "train/elbo" in line]
+        for name in ("plain", "compiled")
+    )
+    assert compiled == pytest.approx(plain, rel=0.02)
+    assert not [key for key in weights(tmp_path / "compiled") if "_orig_mod" in key]
+
+
+def test_gradients_are_clipped(tmp_path):
+    train(tmp_path, *SHORT, "trainer.grad_clip=1e-9", "optimizer=sgd", "optimizer.momentum=0")
+    vae = run.build(configure(*SHORT), run.load_dataset(configure(*SHORT)).spec)
+    run.seed_everything(1)
+    fresh = run.build(configure(*SHORT), run.load_dataset(configure(*SHORT)).spec).state_dict()
+    assert all(torch.allclose(fresh[key], value, atol=1e-7) for key, value in weights(tmp_path).items())
+    assert vae is not None
+
+
+def test_training_stops_when_patience_is_over(tmp_path):
+    settings = ["optimizer.lr=1e-12", "trainer.validate_every=0.2", "trainer.early_stopping=3", "trainer.steps=500"]
+    summary = train(tmp_path, *SHORT, *settings)
+    assert summary["steps"] < 100
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path):
+    summary = train(tmp_path, *SHORT, "trainer.ema=0.5", "trainer.final=last", "optimizer.lr=0.01")
+    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert not equal(state["model"], state["averaged"])
+    config = configure(*SHORT)
+    dataset = run.load_dataset(config)
+    vae = run.build(config, dataset.spec)
+    vae.load_state_dict(state["averaged"])
+    result = evaluate(vae, dataset.resident("test", torch.device("cpu")), samples=8)
+    assert result.elbo == pytest.approx(summary["test/elbo"], rel=1e-6)
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path):
+    train(tmp_path, *TINY)
+    with pytest.raises(UserError, match="holds a run already: go on with resume="):
+        train(tmp_path, *TINY)
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    train(tmp_path, *TINY)
+    path = tmp_path / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"last\.pt: not a whole checkpoint"):
+        train(tmp_path, *TINY, resume=True)
+
+
+def test_a_diverged_run_says_which_term_and_when(tmp_path):
+    with pytest.raises(UserError, match=r"training diverged: .* not finite by step \d+ .* lower optimizer\.lr"):
+        train(tmp_path, *SHORT, "optimizer=sgd", "optimizer.lr=1e6", "likelihood=gaussian", "trainer.steps=200")
+
+
+def test_warnings_name_a_remedy_and_are_kept(tmp_path):
+    train(tmp_path / "grey", *TINY, "data.binarize=none")
+    train(tmp_path / "dead", *TINY, "trainer.steps=320", "kl.weight=1000", "model.latent_dim=6")
+    train(tmp_path / "short", *TINY, "kl=linear")
+    found = {
+        name: json.loads((tmp_path / name / "summary.json").read_text())["warnings"]
+        for name in ("grey", "dead", "short")
+    }
+    assert any("a cross-entropy, not a log-likelihood" in line for line in found["grey"])
+    assert any("posterior collapse: 0 of 6" in line and "kl.free_bits" in line for line in found["dead"])
+    assert any("the KL schedule takes 10 epochs to settle" in line for line in found["short"])
