@@ -245,10 +245,10 @@ def test_a_picture_keeps_its_colours_and_place(tmp_path):
 
 
 SUPPORT = {
-    "bernoulli": r"values run from .* this likelihood allows values in \[0, 1\]",
-    "continuous_bernoulli": r"values run from .* this likelihood allows values in \[0, 1\]",
-    "categorical": "this likelihood allows integer data alone",
-    "discretized_logistic": "this likelihood allows integer data alone",
+    "bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
+    "continuous_bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
+    "categorical": r"without being grey levels; integers in 0 … 255 are allowed",
+    "discretized_logistic": r"without being grey levels; integers in 0 … 255 are allowed",
 }
 
 

@@ -54,7 +54,8 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
 def load_dataset(config: Config) -> Dataset:
     """Load the data of a configuration, split and checked against its likelihood."""
     source = assemble("data", config.data)
-    return load(config.data, source, getattr(find("likelihood", config.likelihood), "support", "real"))
+    support = getattr(find("likelihood", config.likelihood), "support", "real")
+    return load(config.data, source, support=support, likelihood=_name(config.likelihood))
 
 
 def build(config: Config, spec: Spec) -> VAE:

@@ -74,8 +74,8 @@ class Dataset:
         return Resident(part, pixels.transform("scale", self.spec.levels), device)
 
 
-def load(part: settings.Data, source: Splits, support: str) -> Dataset:
-    """Split a source by its settings and make it fit a likelihood's support: binary, unit, levels or real."""
+def load(part: settings.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
+    """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
     splits = carve(source, valid=part.valid, test=part.test, seed=part.seed)
     if len(splits.train) == 0:
         raise UserError("data: no training examples")
@@ -90,7 +90,7 @@ def load(part: settings.Data, source: Splits, support: str) -> Dataset:
         train, train_kind, train_levels = fixed(splits.train, seed=part.seed), "scale", 2
     valid = splits.valid and fixed(splits.valid, seed=part.seed + 1)
     test = splits.test and fixed(splits.test, seed=part.seed + 2)
-    _check_support(spec, support, part)
+    _check_support(spec, support, likelihood)
     return Dataset(spec, train, valid, test, train_levels, train_kind)
 
 
@@ -143,10 +143,9 @@ def _choose(part: settings.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     return "scale", raw
 
 
-def _check_support(spec: Spec, support: str, part: settings.Data) -> None:
-    inside = spec.low >= 0.0 and spec.high <= 1.0
-    given = f"data values run from {spec.low:g} to {spec.high:g}"
-    if support in ("binary", "unit") and not inside:
-        raise UserError(f"likelihood: {given}; this likelihood allows values in [0, 1] (gaussian or laplace take any)")
+def _check_support(spec: Spec, support: str, likelihood: str) -> None:
+    given = f"likelihood={likelihood}: the data's values run from {spec.low:g} to {spec.high:g}"
+    if support in ("binary", "unit") and not (spec.low >= 0.0 and spec.high <= 1.0):
+        raise UserError(f"{given}; values in [0, 1] are allowed (Gaussian and Laplace take any)")
     if support == "levels" and spec.levels is None:
-        raise UserError(f"likelihood: {given} without grey levels; this likelihood allows integer data alone")
+        raise UserError(f"{given} without being grey levels; integers in 0 … 255 are allowed")

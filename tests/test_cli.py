@@ -1,0 +1,157 @@
+"""The command as a person meets it: in processes of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+from tensorboard import program
+
+from tests.conftest import ROOT, TINY, command, train
+
+QUICK = [*TINY, "trainer.batch_size=32"]
+
+
+def test_sweeps_write_a_folder_a_job_and_give_each_job_its_own_seed(tmp_path):
+    sweep = ["-m", "kl.weight=1,4", "seed=1,2", *QUICK, "trainer.log_every=1"]
+    done = command(*sweep, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.returncode == 0, done.stderr
+    assert "job 3: data=synthetic" in done.stdout or "job 3:" in done.stdout
+    summaries = [json.loads((tmp_path / "sweep" / str(k) / "summary.json").read_text()) for k in range(4)]
+    assert len({summary["test/elbo"] for summary in summaries}) == 4
+    alone = train(tmp_path / "alone", *QUICK, "trainer.log_every=1", "kl.weight=4.0", "seed=2")
+    assert summaries[3]["test/elbo"] == alone["test/elbo"]  # the fourth job of a sweep equals the job alone
+
+
+def test_a_failed_job_of_a_sweep_is_named_and_the_others_run(tmp_path):
+    done = command("-m", "kl.weight=-1,1", *QUICK, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.returncode == 1
+    assert "job 0 failed: kl.weight=-1: at least 0 is allowed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "sweep" / "1" / "summary.json").is_file()
+
+
+def test_resume_goes_on_in_place_with_the_runs_own_settings(tmp_path):
+    folder = tmp_path / "a run"
+    settings = [*QUICK, "model.hidden=[32,16]", f'hydra.run.dir="{folder}"']
+    assert command(*settings).returncode == 0
+    done = command(f'resume="{folder}"', "trainer.steps=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on at step 2" in done.stdout
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["a run"]
+    assert "hidden:\n  - 32\n  - 16" in (folder / ".hydra" / "config.yaml").read_text()
+    done = command(f'resume="{folder}"', "trainer.steps=6", cwd=tmp_path)
+    assert "going on at step 5" in done.stdout
+
+
+def test_what_resume_refuses(tmp_path):
+    folder = tmp_path / "run"
+    assert command(*QUICK, f"hydra.run.dir={folder}").returncode == 0
+    wrong = {
+        f"resume={tmp_path}/absent": "no run to go on with there (.hydra/config.yaml is missing)",
+        f"resume={folder} model.latent_dim=9": "model.latent_dim=9: a resumed run keeps its own settings",
+        f"resume={folder} trainer.batch_size=9": "trainer.batch_size=9: a resumed run keeps its own settings",
+        f"resume={folder} -m": "goes on with a single run, not with a sweep",
+    }
+    for arguments, line in wrong.items():
+        done = command(*arguments.split())
+        assert (done.returncode, done.stdout) == (1, "")
+        assert line in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def readme_blocks():
+    """The README's example of a user's own part: file name → content, from its comments `# FILE`."""
+    blocks = re.findall(r"```(?:python|yaml)\n# (mine/\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return dict(blocks)
+
+
+def test_the_readmes_own_likelihood_works_from_any_folder(tmp_path):
+    blocks = readme_blocks()
+    assert set(blocks) == {"mine/student.py", "mine/likelihood/student.yaml"}
+    for name, content in blocks.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    own = ["--config-dir", "mine", "likelihood=student"]
+    done = command(*own, *QUICK, "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "StudentT" in done.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test/elbo"] < 0
+    done = command(*own, *QUICK, "likelihood.dof=3", "hydra.run.dir=other", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "likelihood.dof" in done.stderr
+    done = command("resume=run", "trainer.steps=4", cwd=tmp_path)
+    assert "give the folder of yours with --config-dir" in done.stderr
+    done = command("--config-dir", "mine", "resume=run", "trainer.steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_part_from_nowhere_is_refused_in_one_line(tmp_path):
+    done = command("likelihood._target_=os.system", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "vae-train: error: likelihood._target_=os.system: not a part of vae_cli; "
+        "give the folder of yours with --config-dir\n"
+    )
+
+
+def test_the_wheel_works_in_an_empty_folder(tmp_path):
+    """Built without a network, unpacked beside nothing else of the repository."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    code = "import vae_cli, vae_cli.train, sys; assert 'site' in vae_cli.__file__; vae_cli.train.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *QUICK],
+        cwd=tmp_path / "empty",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "empty" / "outputs").rglob("summary.json"))
+
+
+def test_completion_offers_groups_and_options():
+    script = Path(sys.executable).with_name("vae-train")
+    env = {**os.environ, "COMP_LINE": "vae-train model=", "COMP_POINT": "16"}
+    done = subprocess.run([script, "-sc", "query=bash"], capture_output=True, text=True, env=env)
+    assert {"model=conv", "model=mlp", "model=resnet", "model=linear"} <= set(done.stdout.split())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_serves_the_tags_of_a_run(tmp_path):
+    train(tmp_path / "run", *QUICK, "trainer.log_every=1")
+    board = program.TensorBoard()
+    board.configure(argv=[None, "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "0", "--load_fast=false"])
+    url = board.launch()
+
+    def ask(path):
+        return json.loads(urllib.request.urlopen(f"{url}data/plugin/{path}", timeout=30).read())
+
+    (scalars,) = ask("scalars/tags").values()
+    assert {"train/elbo", "train/reconstruction", "train/kl", "train/kl_weight", "train/loss"} <= set(scalars)
+    assert {"train/learning_rate", "train/grad_norm", "train/examples_per_second"} <= set(scalars)
+    assert {"valid/elbo", "valid/reconstruction", "valid/kl", "valid/active_units"} <= set(scalars)
+    (histograms,) = ask("histograms/tags").values()
+    (images,) = ask("images/tags").values()
+    assert set(histograms) == {"valid/kl_by_dimension"}
+    assert set(images) == {"reconstructions", "samples"}
+    body = json.dumps({"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_SUCCESS"],
+                       "colParams": [{"metric": {"group": "", "tag": "test/elbo"}}],
+                       "startIndex": 0, "sliceSize": 10}).encode()  # fmt: skip
+    address, kind = f"{url}data/plugin/hparams/session_groups", {"Content-Type": "application/json"}
+    request = urllib.request.Request(address, body, kind)
+    groups = json.loads(urllib.request.urlopen(request, timeout=30).read())["sessionGroups"]
+    assert len(groups) == 1
+    assert groups[0]["hparams"]["model.latent_dim"] == 4
