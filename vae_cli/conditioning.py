@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ class Unconditional(nn.Module):
 
 
 class Label(nn.Module):
-    """Classes [B] become one-hot vectors or rows of a learned table, attributes [B, A] themselves or a learned map.
+    """Classes [B] become scaled one-hot vectors or rows of a table, attributes [B, A] themselves or a learned map.
 
     Args:
         classes: the number of classes, or None.
@@ -37,6 +36,9 @@ class Label(nn.Module):
         if not width:
             raise UserError("conditional=label: the data have no labels; conditional=none is allowed")
         self.classes, self.dim = classes, embedding or width
+        self.scale = (
+            float(classes or 1) ** 0.5
+        )  # entries of mean square one, like those of z: c is heard from the start
         self.map = nn.Linear(width, embedding, bias=False) if embedding else nn.Identity()
 
     def forward(self, y: Tensor | None) -> Tensor:
@@ -47,5 +49,4 @@ class Label(nn.Module):
         """
         if y is None:
             raise ValueError("a conditional model needs labels y")
-        one_hot = F.one_hot(y, self.classes) if self.classes else y
-        return self.map(one_hot.to(torch.float32))
+        return self.map(self.scale * F.one_hot(y, self.classes) if self.classes else y)

@@ -1,0 +1,102 @@
+"""What the tool is for, on real data: the numbers it must reach."""
+
+import json
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import nn
+
+from tests.conftest import configure, train
+from vae_cli import checkpoint, run
+
+CPU = torch.device("cpu")
+
+
+def trained(folder, *overrides):
+    """Rebuild the model of a finished run."""
+    config = configure(*overrides)
+    dataset = run.load_dataset(config)
+    vae = run.build(config, dataset.spec)
+    vae.load_state_dict(checkpoint.load(folder / "checkpoints" / "last.pt")["model"])
+    return vae.eval(), dataset
+
+
+def test_linear_vae_reaches_probabilistic_pca(tmp_path):
+    """log p(x) of the optimum is known (Tipping & Bishop 1999, eq. 4): the training ELBO must come within 0.05 nats."""
+    summary = train(tmp_path, "experiment=ppca")
+    data = run.load_dataset(configure("experiment=ppca"))
+    x = (data.train.x.double() / 16).flatten(1).numpy()
+    assert len(x) == 1797
+    values = PCA(svd_solver="full").fit(x).explained_variance_ * (len(x) - 1) / len(x)
+    noise = values[10:].mean()
+    logdet = torch.tensor(values[:10]).log().sum() + 54 * torch.tensor(noise).log()
+    exact = float(-0.5 * (64 * torch.log(torch.tensor(2 * torch.pi)) + logdet + 64))
+    assert exact == pytest.approx(17.4519, abs=1e-3)
+    assert exact - 0.05 < summary["train/elbo"] < exact + 0.03  # the ELBO is an average of 64 draws
+    assert summary["train_seconds"] < 60
+
+
+COLLAPSING = ("model.hidden=[256,256,256,256]", "model.latent_dim=32", "optimizer.lr=0.003", "trainer.epochs=100")
+
+
+def test_free_bits_and_annealing_against_posterior_collapse(tmp_path):
+    """A deep relu network on the digits at a high learning rate: nearly all of its 32 units die at once."""
+    runs = {
+        kl: train(tmp_path / kl, f"kl={kl}", *COLLAPSING, *extra)
+        for kl, extra in (("constant", []), ("free_bits", ["kl.free_bits=0.5"]), ("linear", ["kl.warmup=50"]))
+    }
+    dead = json.loads((tmp_path / "constant" / "summary.json").read_text())
+    assert dead["valid/active_units"] < 8
+    assert any("posterior collapse" in line for line in dead["warnings"])
+    last = [json.loads(line) for line in (tmp_path / "free_bits" / "metrics.jsonl").read_text().splitlines()]
+    assert next(line for line in reversed(last) if "valid/elbo" in line)["valid/active_units"] > 24
+    assert runs["linear"]["valid/elbo"] >= runs["constant"]["valid/elbo"]
+
+
+def digit_reader(data):
+    """A small classifier of grey digits [N, 28, 28], and its accuracy on the test digits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 28)), nn.Conv2d(1, 16, 5, 2), nn.ReLU(), nn.Conv2d(16, 32, 5, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3, fused=True)
+    x, y = data.train.x.float() / 255, data.train.y
+    for _ in range(6):
+        for part in torch.randperm(len(x)).split(64):
+            loss = nn.functional.cross_entropy(net(x[part]), y[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        accuracy = (net(data.test.x.float() / 255).argmax(1) == data.test.y).float().mean().item()
+    return net.eval(), accuracy
+
+
+def test_a_conditional_model_draws_the_class_it_is_asked_for(tmp_path, mnist_root):
+    settings = ("data=mnist", f"data.root={mnist_root}", "conditional=label", "trainer.epochs=25")
+    settings += ("model.hidden=[400,400]", "model.latent_dim=10")
+    train(tmp_path, *settings)
+    vae, _ = trained(tmp_path, *settings)
+    grey = run.load_dataset(configure("data=mnist", f"data.root={mnist_root}", "data.binarize=none"))
+    read, accuracy = digit_reader(grey)
+    assert accuracy >= 0.95
+    wanted = torch.arange(10).repeat_interleave(100)
+    with torch.no_grad():
+        right = (read(vae.sample(1000, wanted)).argmax(1) == wanted).float().view(10, 100).mean(1)
+    assert right.mean() >= 0.90
+    assert right.min() >= 0.80
+    assert (tmp_path / "figures" / "class_samples.png").stat().st_size > 10_000
+
+
+def test_mlp_on_mnist(tmp_path, mnist_root):
+    summary = train(tmp_path, "data=mnist", f"data.root={mnist_root}", "trainer.epochs=60")
+    assert summary["test/elbo"] >= -105.5
+    assert summary["test/active_units"] >= 15
+
+
+@pytest.mark.slow
+def test_conv_on_mnist(tmp_path, mnist_root):
+    summary = train(tmp_path, "data=mnist", f"data.root={mnist_root}", "model=conv", "trainer.epochs=20")
+    assert summary["test/elbo"] >= -105.0
