@@ -70,7 +70,7 @@ class Terminal:
         """Print the results: a row a metric, a column a split."""
         splits = [split for split in SPLITS if f"{split}/elbo" in summary]
         table = Table(title=title, title_justify="left")
-        for column in ("nats an example", *splits):
+        for column in ("nats for one example", *splits):
             table.add_column(column, justify="left" if column not in splits else "right")
         for name in ORDER:
             values = [summary.get(f"{split}/{name}") for split in splits]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def picture(image: Tensor, path: Path, title: str, rows: list[str] | None = None) -> None:
-    """Write a picture [H, W, 3] under a title, its rows named at the left where names are given."""
+def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = (), *, sideways: bool = False) -> None:
+    """Write a picture [H, W, 3] under a title, its rows named where names are given.
+
+    `sideways` says that the rows are blocks side by side, as `pictures.grid` lays out what is no picture.
+    """
     height, width = image.shape[:2]
-    figure = Figure(figsize=(10.0, max(0.6, 10.0 * height / width)))
+    figure = Figure(figsize=(10.0, 4.0 if sideways else max(0.6, 10.0 * height / width)))
     axes = figure.add_subplot()
-    axes.imshow(image.numpy(), interpolation="nearest", aspect="equal" if height <= 2 * width else "auto")
+    axes.imshow(image.numpy(), interpolation="nearest", aspect="auto" if sideways else "equal")
     axes.set_title(title, fontsize=11, loc="left")
-    axes.set_xticks([])
-    step = height / len(rows) if rows else 1.0
-    axes.set_yticks([step * (k + 0.5) for k in range(len(rows or []))], rows or [])
+    step = (width if sideways else height) / max(1, len(rows))
+    places = [step * (k + 0.5) for k in range(len(rows))]
+    axes.set_xticks(*((places, rows) if sideways else ([],)))
+    axes.set_yticks(*(([],) if sideways else (places, rows)))
     axes.tick_params(length=0)
     _save(figure, path)
 
@@ -50,7 +55,9 @@ def terms(metrics: Path, path: Path) -> None:
             key = f"{split}/{name}"
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             if points:
-                axes.plot(*zip(*points, strict=True), label=split, **style)
+                axes.plot(
+                    *zip(*points, strict=True), label=split, **style | ({"marker": "."} if len(points) < 5 else {})
+                )
         _limit_to_the_late(axes, lines, name)
         axes.set_title(TITLES[name], fontsize=11, loc="left")
         axes.set_xlabel("epoch")

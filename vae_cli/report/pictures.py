@@ -20,15 +20,15 @@ def is_picture(shape: tuple[int, ...]) -> bool:
 def grid(x: Tensor, spec: Spec) -> Tensor:
     """Lay examples [rows, columns, *shape] out on a grid [H, W, 3], uint8.
 
-    Examples that are no pictures become one-pixel-high stripes of their values, so that a row of the grid is a
-    block of rows of a heat map. Values are scaled from the data's own range; small pictures are magnified.
+    Examples that are no pictures become stripes: each row of the grid is a block of stripes, the blocks stand side by
+    side. Values are scaled from the data's own range; small pictures are magnified.
     """
     rows, columns = x.shape[:2]
     low, high = spec.low, spec.high if spec.high > spec.low else spec.low + 1.0
     x = ((x.float().cpu() - low) / (high - low)).clamp(0.0, 1.0)
     if not is_picture(spec.shape):
-        x = x.reshape(rows, columns, -1).transpose(0, 1).reshape(1, 1, 1, columns * rows, -1)
-        return _bytes(_magnify(x, 4))
+        blocks = F.pad(x.reshape(rows, columns, -1), (0, GAP), value=0.5).transpose(0, 1)
+        return _bytes(_magnify(blocks.reshape(1, 1, 1, columns, -1), 8))
     x = x.reshape(rows, columns, -1, *spec.shape[-2:])
     x = _magnify(F.pad(x, (0, GAP, 0, GAP), value=0.5), max(1, 56 // max(spec.shape[-2:])))
     return _bytes(x)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vae_cli.data import Resident, Spec
 from vae_cli.metrics import Evaluation, undisturbed
@@ -80,15 +83,20 @@ class Reporter:
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
+        sideways = not pictures.is_picture(self.spec.shape)
+
+        def draw(name: str, x: Tensor, title: str, rows: Sequence[str] = ()) -> None:
+            figures.picture(pictures.grid(x, self.spec), folder / f"{name}.png", title, rows, sideways=sideways)
+
         with undisturbed(vae):
-            shown = pictures.grid(pictures.reconstructions(vae, data), self.spec)
-            figures.picture(shown, folder / "reconstructions.png", "data (above) and reconstructions (below)")
-            shown = pictures.grid(pictures.samples(vae, data), self.spec)
-            figures.picture(shown, folder / "samples.png", "means of p(x|z) for draws of z from the prior")
+            draw("reconstructions", pictures.reconstructions(vae, data), "reconstructions", ("data", "mean of p(x|z)"))
+            draw("samples", pictures.samples(vae, data), "means of p(x|z) for draws of z from the prior")
             if self.conditional:
-                rows, names = pictures.class_samples(vae, data, self.spec)
-                title = "samples, one row a class" if self.spec.classes else "samples, one row an attribute vector"
-                figures.picture(pictures.grid(rows, self.spec), folder / "class_samples.png", title, names)
+                x, names = pictures.class_samples(vae, data, self.spec)
+                title = (
+                    f"one {'block' if sideways else 'row'} {'a class' if self.spec.classes else 'an attribute vector'}"
+                )
+                draw("class_samples", x, f"means of p(x|z,c) for draws of z from the prior, {title}", names)
         figures.terms(self.metrics, folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, folder / "kl_by_dimension.png")
 
