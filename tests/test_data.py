@@ -140,6 +140,94 @@ def test_a_download_that_breaks_off_says_why(tmp_path, monkeypatch):
         vision._fetch(str(tmp_path), broken, ["http://localhost"])
 
 
+class FakeDigits:
+    """What torchvision's MNIST-like classes offer, with one bright pixel at row 1, column 2."""
+
+    def __init__(self, root, train, download, split=None):
+        n = 30 if train else 10
+        self.data = torch.zeros(n, 28, 28, dtype=torch.uint8)
+        self.data[:, 1, 2] = 255
+        self.targets = torch.arange(n) % 10 + (split == "letters")
+
+
+class FakeColours:
+    def __init__(self, root, download, train=None, split=None):
+        n = 30 if train or split == "train" else 10
+        channels_last = np.zeros((n, 32, 32, 3), dtype="uint8")
+        channels_last[:, 1, 2, 0] = 255  # red
+        self.data = channels_last if split is None else channels_last.transpose(0, 3, 1, 2)
+        self.targets = self.labels = [k % 10 for k in range(n)]
+
+
+class FakeDrawings(list):
+    def __init__(self, root, background, download):
+        picture = np.full((105, 105), 255, dtype="uint8")
+        picture[:10, :20] = 0  # a black stroke in the corner of white paper
+        count = 6 if background else 4
+        super().__init__((Image.fromarray(picture), k // 2) for k in range(count))
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist", "qmnist", "emnist"])
+def test_sources_like_mnist(name, tmp_path, monkeypatch):
+    kinds = {"fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "qmnist": "QMNIST", "emnist": "EMNIST"}
+    monkeypatch.setattr(f"torchvision.datasets.{kinds[name]}", FakeDigits)
+    extra = ["data.split=letters"] if name == "emnist" else []
+    data = dataset(f"data={name}", f"data.root={tmp_path}", "likelihood=gaussian", *extra)
+    assert (len(data.train), len(data.valid), len(data.test)) == (27, 3, 10)
+    assert data.spec.classes == (26 if extra else 10)
+    assert set(data.test.y.tolist()) == set(range(10))
+    bright = (2, 1) if name == "emnist" else (1, 2)  # EMNIST's files hold its letters lying on their side
+    assert data.train.x[0, *bright] == 255
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("svhn", "SVHN")])
+def test_sources_in_colour(name, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"torchvision.datasets.{kind}", FakeColours)
+    data = dataset(f"data={name}", f"data.root={tmp_path}", "likelihood=gaussian")
+    assert data.spec.shape == (3, 32, 32)
+    assert data.train.x[0, 0, 1, 2] == 255
+    assert data.train.x[0, 1:].max() == 0
+
+
+def test_omniglot_is_white_on_black_and_its_two_sets_are_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.Omniglot", FakeDrawings)
+    data = dataset("data=omniglot", f"data.root={tmp_path}", "data.test=2", "data.valid=1", "likelihood=gaussian")
+    assert (data.spec.shape, data.spec.classes) == ((28, 28), 5)
+    assert data.train.x[0, 0, 0] == 255
+    assert data.train.x[0, -1, -1] == 0
+    assert len(data.train) == 7
+
+
+def test_celeba_crops_scales_and_reads_attributes(tmp_path, monkeypatch):
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    picture = np.zeros((218, 178, 3), dtype="uint8")
+    picture[35:183, 15:163, 2] = 200  # what the crop keeps is blue
+    Image.fromarray(picture).save(folder / "0.png")
+
+    class FakeFaces:
+        root, base_folder, filename = str(tmp_path), "celeba", ["0.png"] * 5
+        attr = torch.arange(200).view(5, 40) % 2
+
+        def __init__(self, root, split, download):
+            pass
+
+    monkeypatch.setattr("torchvision.datasets.CelebA", FakeFaces)
+    data = dataset("data=celeba", f"data.root={tmp_path}", "data.size=32", "likelihood=gaussian")
+    assert (data.spec.shape, data.spec.attributes, data.spec.classes) == ((3, 32, 32), 40, None)
+    assert data.train.x[0, 2].min() == 200
+    assert data.train.x[0, :2].max() == 0
+
+
+def test_files_that_are_there_but_broken_are_not_called_absent(tmp_path, mnist_root):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x09no")
+    with pytest.raises(UserError, match=r"data\.root=.*: its files cannot be read"):
+        dataset("data=mnist", f"data.root={tmp_path}")
+
+
 ARRAYS = {
     "table": (np.random.default_rng(0).normal(size=(40, 7)).astype("float32"), (7,), None),
     "grey": (np.random.default_rng(0).integers(0, 256, (40, 9, 6)).astype("uint8"), (9, 6), 256),

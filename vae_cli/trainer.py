@@ -75,7 +75,6 @@ class Trainer:
         self.best_is_new, self.waited, self.warned = False, 0, False
         self.sums = torch.zeros(len(TRACKED), device=self.device)
         self.summed = 0
-
         self.since, self.since_step = time.perf_counter(), 0
         self.grad_norm = torch.zeros((), device=self.device)
 

@@ -22,13 +22,21 @@ def _fetch(root: str, build: Callable[..., Any], hosts: list[str]) -> Any:
     """Build a torchvision data set from its files, downloading them where they are absent."""
     try:
         return build(root=root, download=False)
-    except (RuntimeError, OSError, ValueError):
-        _require_network(root, hosts)
+    except Exception as error:
+        if "not found" not in str(error):  # what torchvision says of absent files
+            raise UserError(f"data.root={root}: its files cannot be read: {_reason(error)}") from error
+    _require_network(root, hosts)
     try:
         return _with_timeouts(lambda: build(root=root, download=True))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"data.root={root}: the data set is not there and its download failed: {reason}") from error
+        raise UserError(
+            f"data.root={root}: the data set is not there and its download failed: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _require_network(root: str, hosts: list[str]) -> None:

@@ -55,9 +55,8 @@ def terms(metrics: Path, path: Path) -> None:
             key = f"{split}/{name}"
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True), label=split, **style | ({"marker": "."} if len(points) < 5 else {})
-                )
+                few = {"marker": "."} if len(points) < 5 else {}
+                axes.plot(*zip(*points, strict=True), label=split, **style | few)
         _limit_to_the_late(axes, lines, name)
         axes.set_title(TITLES[name], fontsize=11, loc="left")
         axes.set_xlabel("epoch")
