@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -64,6 +66,25 @@ def test_what_resume_refuses(tmp_path):
         assert (done.returncode, done.stdout) == (1, "")
         assert line in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_the_undisturbed_one(tmp_path):
+    settings = [*QUICK, "trainer.steps=1500", "trainer.log_every=10"]
+    arguments = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={tmp_path}/run"]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.startswith("vae-train: interrupted; go on with: vae-train resume=")
+    assert errors.count("\n") == 1
+    assert command(f"resume={tmp_path}/run").returncode == 0
+    whole = train(tmp_path / "whole", *settings)
+    resumed = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert resumed["steps"] == 1500
+    assert resumed["test/elbo"] == whole["test/elbo"]
 
 
 def readme_blocks():

@@ -41,8 +41,8 @@ def main() -> None:
         sys.exit(f"vae-train: error: {one_line(error)}")
     except BrokenPipeError:  # `vae-train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("\nvae-train: interrupted; go on from the last checkpoint with resume=RUN_FOLDER", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"vae-train: interrupted{interrupt}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -77,6 +77,10 @@ def application(composed: DictConfig) -> float:
             raise  # a sweep goes on with its other jobs
         _remove_if_empty(Path(job.runtime.output_dir))
         sys.exit(f"vae-train: error: {one_line(error)}")
+    except KeyboardInterrupt:
+        folder = Path(os.path.relpath(job.runtime.output_dir))
+        saved = (folder / "checkpoints" / "last.pt").exists()
+        raise KeyboardInterrupt(f"; go on with: vae-train resume={folder}" if saved else "") from None
 
 
 def _train(composed: DictConfig) -> float:

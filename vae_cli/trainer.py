@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -95,16 +97,20 @@ class Trainer:
         order = self._order()
         self.since, self.since_step = time.perf_counter(), self.step
         started, before = time.perf_counter(), self.seconds
-        while self.step < self.total and not self._patience_is_over():
-            position = self.step % self.steps_per_epoch
-            if position == 0:
-                order = self._order()
-            start = position * self.batch_size
-            self._update(*self.train.batch(order[start : start + self.batch_size]))
-            self.step += 1
-            self.reporter.advance(self.step)
-            self.seconds = before + time.perf_counter() - started
-            self._keep_up()
+        with _Interruption() as interruption:
+            while self.step < self.total and not self._patience_is_over() and not interruption.asked:
+                position = self.step % self.steps_per_epoch
+                if position == 0:
+                    order = self._order()
+                start = position * self.batch_size
+                self._update(*self.train.batch(order[start : start + self.batch_size]))
+                self.step += 1
+                self.reporter.advance(self.step)
+                self.seconds = before + time.perf_counter() - started
+                self._keep_up()
+            if interruption.asked:
+                self.save()
+                raise KeyboardInterrupt
         if self.step > self.since_step:
             self._log()
         self.save()
@@ -249,6 +255,26 @@ class Trainer:
         self.sums.copy_(state["sums"])
         self.summed = state["summed"]
         checkpoint.set_random_state(state["random"])
+
+
+class _Interruption:
+    """Turns the first Ctrl-C into a wish that the loop grants after its step; the second interrupts at once."""
+
+    asked = False
+
+    def __enter__(self) -> _Interruption:
+        self.before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.before)
 
 
 def choose_device(name: str) -> torch.device:
