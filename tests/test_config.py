@@ -46,6 +46,19 @@ def test_yaml_schema_and_constructor_name_the_same_settings(group, option):
         )
 
 
+@pytest.mark.parametrize("target", sorted({t for group in OPTIONS for t in OPTIONS[group] if t.startswith("vae_cli.")}))
+def test_a_constructors_defaults_are_those_of_its_options(target):
+    """A default that a notebook gets is one that the command line gets as well."""
+    group = next(group for group in OPTIONS if target in OPTIONS[group])
+    options = [option for found, option in EVERY if found == group]
+    parts = [getattr(configure(f"{group}={option}", *FILES.get(option, [])), group) for option in options]
+    given = [part.arguments for part in parts if part.target == target]
+    for name, parameter in inspect.signature(get_object(target)).parameters.items():
+        if parameter.default is not parameter.empty and name not in OFFERED:
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            assert default in [settings[name] for settings in given], name
+
+
 def test_every_target_of_the_schema_has_an_option():
     for group, targets in OPTIONS.items():
         found = {OmegaConf.load(path)["_target_"] for path in (Path(CONF) / group).glob("*.yaml")}

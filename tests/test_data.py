@@ -52,7 +52,7 @@ def test_the_split_depends_on_its_own_seed_alone():
     assert not torch.equal(dataset("data.seed=9").test.y, one.test.y)
 
 
-@pytest.mark.parametrize("levels", [17, 256, None])
+@pytest.mark.parametrize("levels", [12, 17, 256, None])
 def test_dynamic_binarisation_has_the_grey_levels_as_probabilities(levels):
     grey = torch.arange(levels or 256)
     x = grey.to(torch.uint8) if levels else grey / 255
@@ -257,7 +257,13 @@ def test_an_npz_with_one_array_serves_and_labels_may_be_names_or_attributes(tmp_
     np.savez(path, whatever=ARRAYS["table"][0])
     assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.classes is None
     np.savez(path, x=ARRAYS["table"][0], y=np.array(["cat", "dog"] * 20))
-    assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.classes == 2
+    assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.names == ("cat", "dog")
+    np.savez(path, x=ARRAYS["table"][0], y=np.array([1990, 2020] * 20))
+    data = dataset("data=arrays", f"data.path={path}", "likelihood=gaussian")
+    assert data.spec.names == ("1990", "2020")
+    assert set(data.train.y.tolist()) == {0, 1}
+    np.savez(path, x=ARRAYS["table"][0], y=np.random.rand(40, 1))
+    assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.attributes == 1
     np.savez(path, x=ARRAYS["table"][0], y=np.random.rand(40, 3))
     assert dataset("data=arrays", f"data.path={path}", "likelihood=gaussian").spec.attributes == 3
 
@@ -270,7 +276,8 @@ BAD_ARRAYS = {
     "one_dimension": ({"x": np.arange(4.0)}, r"examples of shape \[4\]"),
     "no_x": ({"a": np.zeros((4, 4)), "b": np.zeros((4, 4))}, r"holds a, b; examples must be under `x`"),
     "text": ({"x": np.array([["a"], ["b"]])}, r"examples of type <U1; numbers are allowed"),
-    "negative_labels": ({"x": ARRAYS["table"][0], "y": np.arange(40) - 1}, r"labels `y` of shape \[40\]"),
+    "one_label": ({"x": ARRAYS["table"][0], "y": np.array(3)}, r"40 examples in `x` but 0 labels"),
+    "float_labels": ({"x": ARRAYS["table"][0], "y": np.arange(40) / 7}, r"labels `y` of shape \[40\]"),
 }
 
 
@@ -305,9 +312,23 @@ def pictures(tmp_path):
 
 def test_folders_of_pictures(pictures):
     data = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=gaussian")
-    assert (data.spec.shape, data.spec.levels, data.spec.classes) == ((3, 8, 8), 256, 2)
+    assert (data.spec.shape, data.spec.levels, data.spec.names) == ((3, 8, 8), 256, ("cats", "dogs"))
     grey = dataset("data=images", f"data.path={pictures / 'cats'}", "data.size=[6,9]", "data.color=grayscale")
     assert (grey.spec.shape, grey.spec.classes) == ((1, 6, 9), None)
+
+
+def test_pictures_of_sixteen_bits_keep_their_grey_levels(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype("uint16").reshape(8, 8)
+    for k in range(3):
+        Image.fromarray(ramp).save(tmp_path / f"{k}.png")
+    data = dataset("data=images", f"data.path={tmp_path}", "data.size=8", "data.color=grayscale", "likelihood=gaussian")
+    assert torch.equal(data.train.x[0, 0], torch.from_numpy((ramp >> 8).astype("uint8")))
+
+
+def test_a_limit_is_no_biased_sample_of_a_sorted_source(tmp_path):
+    np.savez(tmp_path / "sorted.npz", x=np.random.rand(1000, 3), y=np.arange(1000) // 100)
+    limited = ["data=arrays", f"data.path={tmp_path}/sorted.npz", "likelihood=gaussian", "data.limit=200"]
+    assert torch.bincount(dataset(*limited).train.y, minlength=10).min() > 5
 
 
 def test_a_broken_picture_is_named(pictures):

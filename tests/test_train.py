@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import TINY, configure, train
 from vae_cli import checkpoint, run
 from vae_cli.errors import UserError
-from vae_cli.metrics import evaluate
+from vae_cli.metrics import bits_per_dim, evaluate
+from vae_cli.randomness import seed_everything
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 TAGS = {
@@ -120,8 +122,12 @@ def test_checkpoints_hold_state_alone(tmp_path):
     train(tmp_path, *SHORT)
     for name in ("last", "best"):
         state = torch.load(tmp_path / "checkpoints" / f"{name}.pt", weights_only=True)
-        assert state["config"]["model"]["_target_"] == "vae_cli.model.mlp.MLP"
+        assert state["config"]["model"] == {
+            "_target_": "vae_cli.model.mlp.MLP", "latent_dim": 4, "hidden": [400], "activation": "relu"
+        }  # fmt: skip
+        assert state["config"]["optimizer"]["lr"] == 1e-3
         assert state["spec"]["shape"] == [12, 12]
+        assert state["sizes"] == {"train": 160, "valid": 20, "test": 20}
 
 
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
@@ -211,11 +217,10 @@ def test_a_compiled_step_gives_the_same_losses(tmp_path):
 
 def test_gradients_are_clipped(tmp_path):
     train(tmp_path, *SHORT, "trainer.grad_clip=1e-9", "optimizer=sgd", "optimizer.momentum=0")
-    vae = run.build(configure(*SHORT), run.load_dataset(configure(*SHORT)).spec)
-    run.seed_everything(1)
-    fresh = run.build(configure(*SHORT), run.load_dataset(configure(*SHORT)).spec).state_dict()
+    spec = run.load_dataset(configure(*SHORT)).spec
+    seed_everything(1)
+    fresh = run.build(configure(*SHORT), spec).state_dict()
     assert all(torch.allclose(fresh[key], value, atol=1e-7) for key, value in weights(tmp_path).items())
-    assert vae is not None
 
 
 def test_training_stops_when_patience_is_over(tmp_path):
@@ -236,12 +241,6 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path):
     assert result.elbo == pytest.approx(summary["test/elbo"], rel=1e-6)
 
 
-def test_a_run_folder_is_not_overwritten(tmp_path):
-    train(tmp_path, *TINY)
-    with pytest.raises(UserError, match="holds a run already: go on with resume="):
-        train(tmp_path, *TINY)
-
-
 def test_a_broken_checkpoint_is_named(tmp_path):
     train(tmp_path, *TINY)
     path = tmp_path / "checkpoints" / "last.pt"
@@ -251,7 +250,7 @@ def test_a_broken_checkpoint_is_named(tmp_path):
 
 
 def test_a_diverged_run_says_which_term_and_when(tmp_path):
-    with pytest.raises(UserError, match=r"training diverged: .* not finite by step \d+ .* lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"training diverged: .* not finite by step \d+; lower optimizer\.lr"):
         train(tmp_path, *SHORT, "optimizer=sgd", "optimizer.lr=1e6", "likelihood=gaussian", "trainer.steps=200")
 
 
@@ -259,10 +258,89 @@ def test_warnings_name_a_remedy_and_are_kept(tmp_path):
     train(tmp_path / "grey", *TINY, "data.binarize=none")
     train(tmp_path / "dead", *TINY, "trainer.steps=320", "kl.weight=1000", "model.latent_dim=6")
     train(tmp_path / "short", *TINY, "kl=linear")
-    found = {
-        name: json.loads((tmp_path / name / "summary.json").read_text())["warnings"]
-        for name in ("grey", "dead", "short")
-    }
+    found = {name: json.loads((tmp_path / name / "summary.json").read_text())["warnings"] for name in names}
     assert any("a cross-entropy, not a log-likelihood" in line for line in found["grey"])
     assert any("posterior collapse: 0 of 6" in line and "kl.free_bits" in line for line in found["dead"])
+    assert any("a density on discrete values can grow without bound" in line for line in found["density"])
     assert any("the KL schedule takes 10 epochs to settle" in line for line in found["short"])
+
+
+def test_bits_are_told_only_where_they_mean_something():
+    def bits(*overrides):
+        config = configure("data=synthetic", "data.n=50", *overrides)
+        dataset = run.load_dataset(config)
+        return bits_per_dim(-100.0, dataset.spec, run.build(config, dataset.spec).likelihood)
+
+    nats = 100.0 / (784 * math.log(2))
+    assert bits() == pytest.approx(nats)
+    assert bits("likelihood=categorical") == pytest.approx(nats)
+    assert bits("likelihood=gaussian", "data.dequantize=true") == pytest.approx(nats + 8)
+    assert bits("data.binarize=none") is None  # a cross-entropy
+    assert bits("likelihood=gaussian") is None
+    assert bits("likelihood=continuous_bernoulli", "data.binarize=static") is None
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(tmp_path):
+    train(tmp_path, *TINY)
+    with pytest.raises(UserError, match=r"the data's sizes changed since the run began \(train: 160, now 150\)"):
+        train(tmp_path, *TINY, "data.limit=150", resume=True)
+    with pytest.raises(
+        UserError, match=r"the data's kind changed since the run began \(shape: \[12, 12\], now \[8, 8\]\)"
+    ):
+        train(tmp_path, *TINY, "data.shape=[8,8]", resume=True)
+
+
+def test_killed_between_the_writes_of_best_and_last_a_run_still_ends_the_same(tmp_path):
+    settings = [*SHORT, "trainer.validate_every=0.2", "trainer.early_stopping=4", "trainer.checkpoint_every=8"]
+    whole = train(tmp_path / "whole", *settings)
+    original, folder = checkpoint.save, tmp_path / "parts"
+
+    def save(state, path):
+        if state["step"] <= 8 or (path.name == "best.pt" and state["step"] <= 16):
+            original(state, path)
+
+    try:
+        checkpoint.save = save
+        train(folder, *settings)
+    finally:
+        checkpoint.save = original
+    last, best = (checkpoint.load(folder / "checkpoints" / f"{name}.pt") for name in ("last", "best"))
+    assert best["step"] > last["step"]
+    assert numbers(train(folder, *settings, resume=True)) == numbers(whole)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
+def test_tables_of_any_scale_train(tmp_path, scale):
+    rng = np.random.default_rng(0)
+    x = scale * (rng.normal(size=(300, 2)) @ rng.normal(size=(2, 5)) + 3.0)
+    x[:, 4] = 7.0 * scale  # one that never changes
+    np.save(tmp_path / "table.npy", x)
+    settings = ["data=arrays", f"data.path={tmp_path}/table.npy", "likelihood=gaussian", "model.latent_dim=3"]
+    settings += ["data.standardize=true", "trainer.epochs=40"]
+    summary = train(tmp_path / "run", *settings)
+    assert summary["test/elbo"] > -7.0  # of five standard normals alone it is -7.1
+    train_x = run.load_dataset(configure(*settings)).train.x
+    torch.testing.assert_close(train_x[:, :4].mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(train_x[:, :4].std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    assert train_x[:, 4].abs().max() < 1e-3
+
+
+def test_standardising_is_for_real_values_alone(tmp_path):
+    with pytest.raises(UserError, match=r"data\.standardize=true: has no effect on grey levels"):
+        train(tmp_path, *TINY, "data.standardize=true")
+
+
+def test_without_validation_examples_a_run_still_shows_what_it_does(tmp_path, capsys):
+    train(tmp_path, *SHORT, "data.valid=0", "trainer.validate_every=1")
+    assert "train ELBO" in capsys.readouterr().out
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()
+    assert tags["histograms"] == ["train/kl_by_dimension"]
+    assert set(tags["images"]) == {"reconstructions", "samples"}
+    assert not (tmp_path / "checkpoints" / "best.pt").exists()
+
+
+def test_the_debug_overlays_do_what_they_say(tmp_path):
+    fast = train(tmp_path / "fast", "debug=fast")
+    assert fast["steps"] == 2
+    learned = train(tmp_path / "overfit", "debug=overfit", "trainer.epochs=300")
+    assert learned["train/elbo"] > learned["test/elbo"] + 3

@@ -68,7 +68,8 @@ class Data(Part):
 
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"]
     dequantize: bool
-    valid: Amount
+    standardize: bool | Literal["auto"]
+    valid: Amount | None
     limit: Count | None
     seed: Seed
     test: Amount | None = None  # absent where the source brings its own test split
@@ -109,6 +110,7 @@ class Omniglot(Data):
 class CelebA(Vision):
     """CelebA, which has its own validation split as well."""
 
+    valid: None
     size: Count
     crop: Annotated[int, Field(ge=1, le=178)]
 
@@ -270,6 +272,12 @@ class SGD(Optimizer):
 
     momentum: Momentum
     nesterov: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optimizer.nesterov=true: has no effect with optimizer.momentum=0; more than 0 is allowed")
+        return self
 
 
 class OwnOptimizer(Part):
@@ -450,7 +458,7 @@ def _describe(error: ValidationError, content: Any, prefix: str) -> str:
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     name = str(first["loc"][0]) if first["loc"] else ""
     key = f"{prefix}{name}".rstrip(".")
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "none_required"):
         return unknown_setting(key)
     if first["type"] == "missing":
         return f"{key}: required; nothing was given"
@@ -463,6 +471,9 @@ def _describe(error: ValidationError, content: Any, prefix: str) -> str:
 def _wanted(problem: Any) -> str:
     """Say what would have been right, in few words."""
     limits = problem.get("ctx", {})
+    for limit, words in (("min_length", "at least"), ("max_length", "at most")):
+        if limit in limits:
+            return f"a list of {words} {limits[limit]}"
     for limit, sign in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
         if limit in limits:
             return f"{sign} {limits[limit]:g}"
@@ -484,7 +495,7 @@ def _refuse_without_effect(config: Config) -> None:
         raise UserError(
             f"data.dequantize=true: contradicts data.binarize={config.data.binarize}; auto or none is allowed"
         )
-    if config.data.valid == 0 and config.trainer.early_stopping and config.data.target.split(".")[-1] != "celeba":
+    if config.data.valid == 0 and config.trainer.early_stopping:
         raise UserError("trainer.early_stopping: has no effect with data.valid=0; give validation examples")
     if config.data.valid == 0 and config.lr_schedule.target.endswith("PlateauLR"):
         raise UserError("lr_schedule=plateau: has no effect with data.valid=0; give validation examples")

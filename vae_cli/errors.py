@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+OWN_CONF: list[Path] = []  # folders of a user's own options
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
 
 
@@ -28,7 +29,7 @@ def unknown_setting(key: str) -> str:
     if owners:
         having = ", ".join(f"{group}={option}" for option in owners)
         return f"{key}: has no effect with the chosen {group}; it is a setting of {having}"
-    every = {f"{g}.{name}" for g in [*_groups(), "data"] for names in _settings(g).values() for name in names}
+    every = {f"{g}.{name}" for g in [*groups(), "data"] for names in _settings(g).values() for name in names}
     return f"{key}: no such setting{suggest(key, every | set(_root())) or _allowed(group)}"
 
 
@@ -46,7 +47,7 @@ def one_line(error: Exception) -> str:
         return f"{group}={option}: no such option{suggest(option, names)} (allowed: {', '.join(names)})"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].lstrip("/")
-        return f"{key}: no such group of options{suggest(key, _groups())}" if "@" in key else unknown_setting(key)
+        return f"{key}: no such group of options{suggest(key, groups())}" if "@" in key else unknown_setting(key)
     if "Missing mandatory value" in text:
         return f"{getattr(error, 'full_key', None) or text.split()[-1]}: required; nothing was given"
     if match := re.search(r"Could not find '([^']+)'", text):
@@ -54,7 +55,8 @@ def one_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """Return the groups of options."""
     return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
 
 
@@ -75,12 +77,12 @@ def _settings(group: str) -> dict[str, set[str]]:
         return {}
     shared = _load(Path(CONF) / "train.yaml").get(group)
     shared = set(shared) if isinstance(shared, dict) else set()
-    files = sorted((Path(CONF) / group).glob("*.yaml")) if group else []
+    files = [path for folder in (Path(CONF), *OWN_CONF) for path in sorted((folder / group).glob("*.yaml")) if group]
     return {path.stem: set(_load(path)) - {"_target_", "defaults"} | shared for path in files}
 
 
 def _allowed(group: str) -> str:
-    names = sorted(set().union(*_settings(group).values())) if group in _groups() else []
+    names = sorted(set().union(*_settings(group).values())) if group in groups() else []
     if names:
         return f" (allowed: {', '.join(f'{group}.{name}' for name in names)})"
-    return f" (allowed: {', '.join(sorted({*_root(), *_groups()}))})"
+    return f" (allowed: {', '.join(sorted({*_root(), *groups()}))})"

@@ -161,7 +161,7 @@ class GaussianElements(Elements):
     @staticmethod
     def fit(error: Tensor) -> Tensor:
         """Return the scale of highest likelihood for errors x − loc: their root mean square."""
-        return error.square().mean().sqrt()
+        return error.square().mean().clamp(min=1e-12).sqrt()
 
 
 class LaplaceElements(GaussianElements):
@@ -240,6 +240,10 @@ class OptimalScale(GaussianElements):
             scale = self.likelihood.elements.fit(x - self.loc).clamp(min=math.exp(self.likelihood.floor))
             self.likelihood.observe(scale)
         return self._elements(scale.log()).log_prob(x)
+
+    def element_log_prob(self, x: Tensor) -> Tensor:
+        """Return log p of each element under the frozen scale."""
+        return self._elements(self.log_scale).element_log_prob(x)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with the frozen scale."""

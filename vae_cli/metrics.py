@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vae_cli import randomness
 from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
@@ -35,9 +37,8 @@ class Evaluation:
 @contextmanager
 def undisturbed(vae: VAE, seed: int = 0) -> Iterator[None]:
     """Look at a model in evaluation mode under a seed of its own; leave its mode and all random states as they were."""
-    device, was_training = next(vae.parameters()).device, vae.training
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    was_training = vae.training
+    with randomness.fork(seed, next(vae.parameters()).device):
         vae.eval()
         try:
             yield
@@ -77,13 +78,13 @@ def _sums(vae: VAE, x: Tensor, y: Tensor | None, samples: int) -> list[Tensor]:
     return [term.sum(0) for term in terms]
 
 
-def bits_per_dim(elbo: float, spec: Spec, *, discrete: bool) -> float | None:
+def bits_per_dim(elbo: float, spec: Spec, likelihood: Any) -> float | None:
     """Return −ELBO in bits for each element, or None where that means nothing.
 
-    It means something for a mass over the very values of the data, and for the density of dequantised grey levels,
-    where each level's cell has width 1/L: −ELBO / (D ln 2) + log2 L.
+    It means something for a mass over the very values of the data (a Bernoulli on grey levels is none), and for the
+    density of dequantised grey levels, where each level's cell has width 1/L: −ELBO / (D ln 2) + log2 L.
     """
-    bits = -elbo / (spec.size * math.log(2.0))
-    if discrete and spec.levels is not None:
+    bits, discrete = -elbo / (spec.size * math.log(2.0)), getattr(likelihood, "discrete", False)
+    if discrete and (spec.binary or (spec.levels is not None and likelihood.support == "levels")):
         return bits
     return bits + math.log2(spec.dequantized) if spec.dequantized and not discrete else None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import get_object
 
@@ -17,11 +15,13 @@ from vae_cli import checkpoint, metrics
 from vae_cli.config import Config, Part
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError
+from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
-from vae_cli.trainer import Trainer, build_optimizer, choose_device
+from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def find(group: str, part: Part) -> Callable[..., Any]:
@@ -40,15 +40,22 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
     """Build a part from its settings and from those of the offered facts that its constructor names.
 
     Raises:
-        UserError: the part cannot be imported, or does not know one of its settings.
+        UserError: the part cannot be imported, does not know one of its settings, lacks one or refuses one.
     """
     kind = find(group, part)
     named = inspect.signature(kind).parameters
     given = {key: value for key, value in part.arguments.items() if key not in offered or key in named}
+    arguments = {key: value for key, value in offered.items() if key in named} | given
     if unknown := [key for key in given if key not in named]:
         allowed = ", ".join(f"{group}.{name}" for name in named if name not in offered)
         raise UserError(f"{group}.{unknown[0]}: no setting of {part.target} (allowed: {allowed or 'none'})")
-    return kind(**{key: value for key, value in offered.items() if key in named} | given)
+    required = [name for name, parameter in named.items() if parameter.default is parameter.empty]
+    if missing := [name for name in required if name not in arguments and named[name].kind in NAMED]:
+        raise UserError(f"{group}.{missing[0]}: required by {part.target}; nothing was given")
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise UserError(f"{group}: {part.target} refuses its settings ({str(error).splitlines()[0]})") from error
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -83,37 +90,34 @@ def build(config: Config, spec: Spec) -> VAE:
     )
 
 
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch on every device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def train(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+def train(config: Config, folder: Path, *, resume: bool = False, accepted: Callable[[], None] | None = None) -> Any:
     """Train the model of a configuration into a run folder and return its summary.
+
+    Args:
+        config: what to train.
+        folder: where what the run leaves is written.
+        resume: go on from the folder's last checkpoint.
+        accepted: called once everything has been built, just before training.
 
     Raises:
         UserError: something the person can mend.
     """
-    last = folder / "checkpoints" / "last.pt"
-    if not resume and last.exists():
-        raise UserError(f"{folder} holds a run already: go on with resume={folder}, or choose another hydra.run.dir")
-    folder.mkdir(parents=True, exist_ok=True)
     device = choose_device(config.trainer.device)
-    _set_determinism(config.trainer.deterministic)
+    _set_up_process(config)
     dataset = load_dataset(config)
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-    state = checkpoint.load(last, device) if resume else None
+    last, best = _states(folder, dataset, device) if resume else (None, None)
+    folder.mkdir(parents=True, exist_ok=True)
     conditional = getattr(vae.conditioning, "dim", 0) > 0
-    reporter = Reporter(folder, dataset.spec, conditional=conditional, resumed_at=state["step"] if state else None)
+    reporter = Reporter(folder, dataset.spec, conditional=conditional, resumed_at=last["step"] if last else None)
     try:
         trainer = _trainer(config, vae, dataset, reporter, folder)
-        if state is not None:
-            best = folder / "checkpoints" / "best.pt"
-            trainer.load_state_dict(state, checkpoint.load(best, device) if best.is_file() else None)
+        if last is not None:
+            trainer.load_state_dict(last, best)
+        if accepted is not None:
+            accepted()
         _introduce(config, dataset, vae, trainer, reporter, folder)
         trainer.fit()
         return _finish(config, dataset, trainer, reporter)
@@ -121,21 +125,36 @@ def train(config: Config, folder: Path, *, resume: bool = False) -> dict[str, An
         reporter.close()
 
 
+def _states(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the last and the best state of a run, whose data must be those that were loaded now."""
+    last = checkpoint.load(folder / "checkpoints" / "last.pt", device)
+    for name, then, now in (("kind", last["spec"], dataset.spec.to_dict()), ("sizes", last["sizes"], dataset.sizes)):
+        if differing := [key for key in now if then.get(key) != now[key]]:
+            key = differing[0]
+            change = f"{key}: {then.get(key)}, now {now[key]}"
+            raise UserError(f"resume={folder}: the data's {name} changed since the run began ({change})")
+    best = folder / "checkpoints" / "best.pt"
+    return last, checkpoint.load(best, device) if best.is_file() else None
+
+
 def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, folder: Path) -> Trainer:
-    kind = find("optimizer", config.optimizer)
-    about = {"config": config.model_dump(by_alias=True), "spec": dataset.spec.to_dict()}
+    settings = config.model_dump(by_alias=True, serialize_as_any=True)
+    about = {"config": settings, "spec": dataset.spec.to_dict(), "sizes": dataset.sizes}
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
         if best is not None:
             checkpoint.save(best | about, folder / "checkpoints" / "best.pt")
         checkpoint.save(last | about, folder / "checkpoints" / "last.pt")
 
+    steps, a_pass = config.trainer.steps, epoch_length(config.trainer, len(dataset.train))
     return Trainer(
         vae=vae,
         objective=assemble("objective", config.objective),
         kl=assemble("kl", config.kl),
-        optimizer=build_optimizer(kind, vae.parameters(), config.optimizer.arguments),
-        lr_schedule=assemble("lr_schedule", config.lr_schedule, epochs=_epochs(config, len(dataset.train))),
+        optimizer=assemble("optimizer", config.optimizer, params=list(vae.parameters()), fused=True),
+        lr_schedule=assemble(
+            "lr_schedule", config.lr_schedule, epochs=float(steps / a_pass if steps else config.trainer.epochs)
+        ),
         dataset=dataset,
         settings=config.trainer,
         seed=config.seed,
@@ -144,18 +163,13 @@ def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, fol
     )
 
 
-def _epochs(config: Config, n: int) -> float:
-    """Return the length of the run in epochs."""
-    if config.trainer.steps is None:
-        return float(config.trainer.epochs)
-    return config.trainer.steps / (n // min(config.trainer.batch_size, n))
-
-
-def _set_determinism(wanted: bool) -> None:
-    """Set for each job anew: the setting of one job of a sweep must not leak into the next."""
-    if wanted:
+def _set_up_process(config: Config) -> None:
+    """Set for each job anew what belongs to the process: nothing of one job of a sweep may leak into the next."""
+    if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    if config.trainer.compile:
+        torch.compiler.reset()
 
 
 def _name(part: Part) -> str:
@@ -166,12 +180,12 @@ def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, rep
     """Say in one line what was built, and warn of what makes its numbers mean something else."""
     spec = dataset.spec
     count = sum(p.numel() for p in vae.parameters())
-    sizes = ", ".join(
-        f"{len(part):,} {split}"
-        for split in ("train", "valid", "test")
-        if (part := getattr(dataset, split)) is not None
-    )
-    kind = {"scale": "", "bernoulli": ", binarised dynamically", "dequantize": ", dequantised"}[dataset.kind]
+    sizes = ", ".join(f"{n:,} {split}" for split, n in dataset.sizes.items())
+    kind = {
+        "scale": ", standardised" if spec.mean else "",
+        "bernoulli": ", binarised dynamically",
+        "dequantize": ", dequantised",
+    }[dataset.kind]
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
         f"{_name(config.data)} {list(spec.shape)} ({sizes}{kind}) | {_name(config.model)}, "
@@ -179,16 +193,18 @@ def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, rep
         f"{trainer.device.type} {config.trainer.precision} | {trainer.total:,} steps of {trainer.batch_size}{start} "
         f"| {folder}"
     )
-    if vae.likelihood.support == "binary" and not spec.binary:
+    if getattr(vae.likelihood, "support", "real") == "binary" and not spec.binary:
         reporter.warn(
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
             "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
         )
-    if spec.levels is not None and not vae.likelihood.discrete and not spec.binary:
+    if spec.levels is not None and not getattr(vae.likelihood, "discrete", False):
         reporter.warn(
-            "a density on grey levels can grow without bound: compare it only with runs of the same likelihood "
-            "settings, or set data.dequantize=true"
+            "a density on discrete values can grow without bound: compare it only with runs of the same likelihood "
+            "settings" + ("" if spec.binary else ", or set data.dequantize=true")
         )
+    if trainer.step >= trainer.total:
+        reporter.warn(f"nothing left to train: step {trainer.step} of {trainer.total}; give more trainer.epochs")
     epochs = trainer.total / trainer.steps_per_epoch
     if trainer.kl.settled > epochs:
         reporter.warn(
@@ -206,7 +222,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         epoch = trainer.best["epoch"]
         note = f"best weights by valid/elbo (epoch {epoch:g})"
     sets: dict[str, Resident | None] = {
-        "train": dataset.fixed_train(device, EVALUATED, config.data.seed + 3),
+        "train": dataset.fixed_train(device, EVALUATED, config.data.seed),
         "valid": trainer.valid,
         "test": dataset.resident("test", device),
     }
@@ -216,9 +232,10 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
             result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
             shown, shown_result = data, result
             summary |= result.scalars(split)
-            bits = metrics.bits_per_dim(result.elbo, spec, discrete=bool(vae.likelihood.discrete))
+            bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
     summary |= {
+        "train/examples": min(len(dataset.train), EVALUATED),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "train_seconds": round(trainer.seconds, 3),
         "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.seconds, 1e-9), 1),
@@ -226,9 +243,8 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "steps": trainer.step,
         "evaluated_epoch": round(epoch, 4),
     }
-    reporter.terminal.end()
+    reporter.finish(summary, _flat(config.model_dump(by_alias=True, serialize_as_any=True)), trainer.step, note)
     reporter.figures(vae, shown, shown_result)
-    reporter.finish(summary, _flat(config.model_dump(by_alias=True)), trainer.step, note)
     return summary
 
 

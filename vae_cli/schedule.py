@@ -112,7 +112,7 @@ class Cyclical(Constant):
 class Capacity(Linear):
     """γ · |KL − C(t)|, C(t) = capacity · min(1, t / warmup) (Burgess et al. 2018, eq. 8)."""
 
-    def __init__(self, *, capacity: float, warmup: float, weight: float = 1.0, free_bits: float = 0.0):
+    def __init__(self, *, capacity: float, warmup: float, weight: float, free_bits: float = 0.0):
         super().__init__(warmup=warmup, weight=weight, free_bits=free_bits)
         self.capacity = capacity
 
@@ -188,7 +188,7 @@ class StepLR(ConstantLR):
 class PlateauLR(ConstantLR):
     """Multiplied by `factor` whenever `patience` validations in a row bring no better ELBO."""
 
-    def __init__(self, *, patience: int = 10, factor: float = 0.5, min: float = 0.0, epochs: float = 0.0):
+    def __init__(self, *, patience: int = 10, factor: float = 0.5, min: float = 0.01, epochs: float = 0.0):
         super().__init__(epochs=epochs)
         self.patience, self.fall, self.min = patience, factor, min
         self.best, self.waited, self.current = -math.inf, 0, 1.0

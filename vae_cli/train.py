@@ -6,10 +6,11 @@ torch is imported only once the configuration has been accepted, so that help an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Sequence
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_cli import errors
 from vae_cli.errors import CONF, UserError, one_line
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
+OVERLAYS = ("experiment", "debug")  # groups that only set others
 MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
@@ -33,7 +36,7 @@ def main() -> None:
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
     try:
-        sys.argv[1:] = _resuming(sys.argv[1:])
+        sys.argv[1:] = _prepared(sys.argv[1:])
         application()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if DEBUGGING:
@@ -46,19 +49,34 @@ def main() -> None:
         sys.exit(130)
 
 
-def _resuming(arguments: Sequence[str]) -> list[str]:
-    """Send Hydra to the folder of the run to go on with, and keep it from writing there."""
-    given = [argument.removeprefix("resume=").strip("'\"") for argument in arguments if argument.startswith("resume=")]
-    if not given or given[-1] in ("", "null"):
+def _prepared(arguments: Sequence[str]) -> list[str]:
+    """Check what Hydra would take amiss, and send it to the folder of the run to go on with, if any."""
+    _remember_own_options(arguments)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in errors.groups() and key not in OVERLAYS and (value == "null" or value.startswith("[")):
+            raise UserError(f"{argument}: one option of conf/{key} is allowed (a sweep of several: -m {key}=A,B)")
+    keys = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
+    if "trainer.epochs" in keys and keys.get("trainer.steps", "null") != "null":
+        raise UserError("trainer.epochs: has no effect beside trainer.steps; give one of the two")
+    given = (keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null").strip("'\"")
+    if given == "null":
         return list(arguments)
     if "-m" in arguments or "--multirun" in arguments:
-        raise UserError(f"resume={given[-1]}: goes on with a single run, not with a sweep")
-    folder = Path(given[-1])
+        raise UserError(f"resume={given}: goes on with a single run, not with a sweep")
+    folder = Path(given)
     for needed in (".hydra/config.yaml", "checkpoints/last.pt"):
         if not (folder / needed).is_file():
-            raise UserError(f"resume={given[-1]}: no run to go on with there ({needed} is missing)")
+            raise UserError(f"resume={given}: no run to go on with there ({needed} is missing)")
     quoted = str(folder).replace("'", "\\'")
-    return [*arguments, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    return [*arguments, f"hydra.run.dir='{quoted}'"]
+
+
+def _remember_own_options(arguments: Sequence[str]) -> None:
+    """Let error messages know the options of a --config-dir."""
+    for flag, value in pairwise(arguments):
+        if flag in ("--config-dir", "-cd"):
+            errors.OWN_CONF.append(Path(value))
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
@@ -68,50 +86,83 @@ def application(composed: DictConfig) -> float:
     sweeping = job.mode == RunMode.MULTIRUN
     if sweeping:
         print(f"job {job.job.num}: {job.job.override_dirname}")
+    resume = bool(composed.get("resume"))
+    folder = Path(job.runtime.output_dir)
     try:
-        return _train(composed)
+        folder = folder if resume else _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
+        return _train(composed, folder, resume)
     except (UserError, OmegaConfBaseException) as error:
+        with contextlib.suppress(OSError):  # where the run was refused before it wrote anything
+            (folder / ".hydra").rmdir()
+            folder.rmdir()
         if sweeping:
             print(f"job {job.job.num} failed: {one_line(error)}", file=sys.stderr)
         if sweeping or DEBUGGING:
             raise  # a sweep goes on with its other jobs
-        _remove_if_empty(Path(job.runtime.output_dir))
         sys.exit(f"vae-train: error: {one_line(error)}")
     except KeyboardInterrupt:
-        folder = Path(os.path.relpath(job.runtime.output_dir))
+        shown = os.path.relpath(folder)
         saved = (folder / "checkpoints" / "last.pt").exists()
-        raise KeyboardInterrupt(f"; go on with: vae-train resume={folder}" if saved else "") from None
+        raise KeyboardInterrupt(f"; go on with: vae-train resume={shown}" if saved else "") from None
 
 
-def _train(composed: DictConfig) -> float:
+def _typed(key: str) -> bool:
+    return any(override.startswith(f"{key}=") for override in HydraConfig.get().overrides.hydra)
+
+
+def _claimed(folder: Path, *, chosen: bool) -> Path:
+    """Take a folder that no other run has: the given one, or, where nobody chose it, its next free neighbour.
+
+    Raises:
+        UserError: a chosen folder holds a run already.
+    """
+    for k in count(1):
+        candidate = folder if k == 1 else folder.with_name(f"{folder.name}-{k}")
+        try:
+            (candidate / ".hydra").mkdir(parents=True)
+        except FileExistsError:
+            if chosen:
+                raise UserError(
+                    f"hydra.run.dir={folder}: holds a run already; go on with resume={folder}, or choose another folder"
+                ) from None
+        else:
+            return candidate
+    raise AssertionError("count() does not end")
+
+
+def _train(composed: DictConfig, folder: Path, resume: bool) -> float:
     from vae_cli.config import validate
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    resume = composed.get("resume")
-    settings = _settings(composed)
-    if resume:
-        settings = _resumed(folder, composed)
+    settings = _resumed(folder, composed) if resume else _settings(composed)
     config = validate(settings)
     _find_own_parts(settings)
-    if resume:
-        OmegaConf.save(OmegaConf.create(settings), folder / ".hydra" / "config.yaml")
     from vae_cli import run  # brings torch
 
-    summary = run.train(config, folder, resume=bool(resume))
+    summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
     print(f"tensorboard --logdir {os.path.relpath(folder)}")
     return summary.get("valid/elbo", summary["train/elbo"])
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it wrote anything of its own."""
-    if folder.is_dir() and {entry.name for entry in folder.iterdir()} == {".hydra"}:
-        shutil.rmtree(folder)
+def _record(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings a run was accepted with, resolved, and what was typed to get them."""
+    for name, content in (
+        ("config", settings),
+        ("overrides", list(HydraConfig.get().overrides.task)),
+        ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
+    ):
+        OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml.partial")
+        (folder / ".hydra" / f"{name}.yaml.partial").replace(folder / ".hydra" / f"{name}.yaml")
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:
+    """Return plain settings, their interpolations resolved and their paths absolute: a run goes on from anywhere."""
     content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items() if key not in ("experiment", "debug")}
+    settings = {str(key): value for key, value in content.items() if key not in OVERLAYS} | {"resume": None}
+    for key in ("root", "path"):
+        if isinstance(settings.get("data"), dict) and isinstance(settings["data"].get(key), str):
+            settings["data"][key] = os.path.abspath(settings["data"][key])
+    return settings
 
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
@@ -127,6 +178,8 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
                 f"trainer.* (but {', '.join(MUST_STAY)}) and optimizer.lr may change"
             )
         OmegaConf.update(own, key, OmegaConf.select(composed, key))
+        if key == "trainer.epochs":
+            OmegaConf.update(own, "trainer.steps", None)
     assert isinstance(own, DictConfig)
     return _settings(own)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import signal
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli import checkpoint, metrics
+from vae_cli import metrics, randomness
 from vae_cli.config import Trainer as TrainerSettings
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
@@ -25,6 +24,7 @@ from vae_cli.vae import VAE
 
 TRACKED = ("loss", "elbo", "reconstruction", "kl")
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
+WATCHED = 1000  # training examples that stand in for validation where there is none
 PICTURES = 10  # how many times in a run pictures go to TensorBoard
 
 
@@ -64,8 +64,9 @@ class Trainer:
         train = dataset.resident("train", self.device)
         assert train is not None
         self.train, self.valid = train, dataset.resident("valid", self.device)
+        self.watched = self.valid or dataset.fixed_train(self.device, WATCHED, seed=0)
         self.batch_size = min(settings.batch_size, len(self.train))
-        self.steps_per_epoch = len(self.train) // self.batch_size
+        self.steps_per_epoch = epoch_length(settings, len(self.train))
         self.total = settings.steps or settings.epochs * self.steps_per_epoch
         self.averaged = copy.deepcopy(vae).requires_grad_(False) if settings.ema else None
         self.weight = torch.zeros((), device=self.device)
@@ -121,7 +122,7 @@ class Trainer:
         if self.step % self.settings.log_every == 0:
             self._log()
         every = max(1, round(self.settings.validate_every * self.steps_per_epoch))
-        if self.valid is not None and (self.step % every == 0 or last):
+        if self.step % every == 0 or last:
             self._validate(every)
         if self.step % self.settings.checkpoint_every == 0 and not last:
             self.save()
@@ -180,25 +181,30 @@ class Trainer:
         self.sums.zero_()
         self.summed = 0
         self.reporter.scalars(self.step, self.epoch, scalars)
-        if not all(map(math.isfinite, means)):
-            bad = [name for name, value in zip(TRACKED, means, strict=True) if not math.isfinite(value)]
+        self._refuse_infinite(dict(zip(TRACKED, means, strict=True)))
+
+    def _refuse_infinite(self, terms: dict[str, float]) -> None:
+        if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
             raise UserError(
-                f"training diverged: {', '.join(bad)} not finite by step {self.step} (gradient norm {norm:g}); "
+                f"training diverged: {', '.join(bad)} not finite by step {self.step}; "
                 "lower optimizer.lr, set trainer.grad_clip=1, or raise likelihood.min_scale where it has one"
             )
 
     def _validate(self, every: int) -> None:
-        assert self.valid is not None
-        result = metrics.evaluate(self.evaluated, self.valid)
-        self.lr_schedule.observe(result.elbo)
-        self.waited += 1
-        if self.best is None or result.elbo > self.best["elbo"]:
-            self.best, self.best_is_new, self.waited = self._best(result.elbo), True, 0
-        self.reporter.validation(self.step, self.epoch, result)
+        """Evaluate the watched examples; keep the best weights where they are validation examples."""
+        result = metrics.evaluate(self.evaluated, self.watched)
+        self._refuse_infinite({"elbo": result.elbo, "reconstruction": result.reconstruction, "kl": result.kl})
+        if self.valid is not None:
+            self.lr_schedule.observe(result.elbo)
+            self.waited += 1
+            if self.best is None or result.elbo > self.best["elbo"]:
+                self.best, self.best_is_new, self.waited = self._best(result.elbo), True, 0
+        split = "valid" if self.valid is not None else "train"
+        self.reporter.validation(self.step, self.epoch, result, split, self.kl.weight(self.epoch))
         self._watch_for_collapse(result)
         nth, count = self.step // every, self.total // every
         if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
-            self.reporter.pictures(self.step, self.evaluated, self.valid)
+            self.reporter.pictures(self.step, self.evaluated, self.watched)
 
     def _best(self, elbo: float) -> dict[str, Any]:
         weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
@@ -238,9 +244,10 @@ class Trainer:
             "best_elbo": None if self.best is None else self.best["elbo"],
             "waited": self.waited,
             "warned": self.warned,
+            "warnings": list(self.reporter.warnings),
             "sums": self.sums,
             "summed": self.summed,
-            "random": checkpoint.random_state(),
+            "random": randomness.state_dict(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
@@ -251,10 +258,18 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
         self.step, self.seconds = state["step"], state["seconds"]
+        if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
+            best = best | {"elbo": -math.inf if state["best_elbo"] is None else state["best_elbo"]}
         self.best, self.waited, self.warned = best, state["waited"], state["warned"]
+        self.reporter.warnings += state["warnings"]
         self.sums.copy_(state["sums"])
         self.summed = state["summed"]
-        checkpoint.set_random_state(state["random"])
+        randomness.load_state_dict(state["random"], self.device)
+
+
+def epoch_length(settings: TrainerSettings, n: int) -> int:
+    """Return the steps of one pass over n examples; a remainder too small for a batch waits for the next shuffle."""
+    return n // min(settings.batch_size, n)
 
 
 class _Interruption:
@@ -290,11 +305,3 @@ def choose_device(name: str) -> torch.device:
         allowed = ", ".join(["auto", *(device for device, present in here.items() if present)])
         raise UserError(f"trainer.device={name}: there is none on this machine ({allowed} are allowed)")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)
-
-
-def build_optimizer(kind: Callable[..., Any], parameters: Any, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-    """Build an optimizer over parameters, fused where torch offers it."""
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    if "fused" in inspect.signature(kind).parameters:
-        arguments.setdefault("fused", True)
-    return kind(parameters, **arguments)

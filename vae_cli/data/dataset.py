@@ -1,13 +1,13 @@
-"""A source and its settings become a data set: split, checked against the likelihood, transformed."""
+"""A source and its settings become a data set: split, standardised, transformed, checked against the likelihood."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vae_cli import config as settings
 from vae_cli.data import pixels
@@ -18,20 +18,22 @@ from vae_cli.errors import UserError
 
 @dataclass(frozen=True)
 class Spec:
-    """What the parts need to know of the data as the model sees them.
+    """What the parts need to know of the data as the model sees them."""
 
-    `shape` of one example; `levels` L where values are k / (L − 1), else None; `low` and `high` bound the values;
-    `classes` or `attributes` count the labels; `dequantized` data have `levels` None and carry the L they came
-    from in `dequantized`.
-    """
+    shape: tuple[int, ...]  # of one example
+    levels: int | None  # L where values are k / (L − 1), else None
+    low: float  # no value is below
+    high: float  # no value is above
+    names: tuple[str, ...] | None = None  # of the classes, where labels are classes
+    attributes: int | None = None  # A, where labels are attribute vectors
+    dequantized: int | None = None  # the L that dequantised values came from
+    mean: tuple[float, ...] | None = None  # [D] subtracted from each element, where data were standardised
+    std: tuple[float, ...] | None = None  # [D] that each element was then divided by
 
-    shape: tuple[int, ...]
-    levels: int | None
-    low: float
-    high: float
-    classes: int | None = None
-    attributes: int | None = None
-    dequantized: int | None = None
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, or None."""
+        return len(self.names) if self.names else None
 
     @property
     def size(self) -> int:
@@ -43,9 +45,14 @@ class Spec:
         """Whether every value is 0 or 1."""
         return self.levels == 2
 
+    @property
+    def unit(self) -> bool:
+        """Whether every value is in [0, 1]."""
+        return self.low >= 0.0 and self.high <= 1.0
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
-        return asdict(self) | {"shape": list(self.shape)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -59,93 +66,126 @@ class Dataset:
     levels: int | None  # of the training examples as they are stored
     kind: str  # the transform of a training batch
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of examples of each split there is."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {split: len(part) for split, part in parts.items() if part is not None}
+
     def resident(self, split: str, device: torch.device) -> Resident | None:
         """Return a split on the device, or None where there is none."""
         examples = getattr(self, split)
         if examples is None:
             return None
-        stored = self.levels if split == "train" else self.spec.levels
-        kind = self.kind if split == "train" else "scale"
-        return Resident(examples, pixels.transform(kind, stored), device)
+        if split == "train":
+            return Resident(examples, pixels.transform(self.kind, self.levels), device)
+        return Resident(examples, pixels.transform("scale", self.spec.levels), device)
 
     def fixed_train(self, device: torch.device, most: int, seed: int) -> Resident:
-        """Return the first `most` training examples as an evaluation sees them: every random draw made once."""
-        part = fix(self.train[slice(0, most)], self.kind, self.levels, seed)
+        """Return `most` training examples as an evaluation sees them: every random draw made once."""
+        part = fix(subset(self.train, most, seed), self.kind, self.levels, seed)
         return Resident(part, pixels.transform("scale", self.spec.levels), device)
 
 
 def load(part: settings.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
     """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
-    splits = carve(source, valid=part.valid, test=part.test, seed=part.seed)
-    if len(splits.train) == 0:
-        raise UserError("data: no training examples")
+    splits = carve(source, valid=part.valid or 0, test=part.test, seed=part.seed)
     if part.limit is not None:
-        splits = Splits(splits.train[slice(0, part.limit)], splits.valid, splits.test, splits.levels, splits.classes)
-    raw = _describe(splits)
+        splits = replace(splits, train=subset(splits.train, part.limit, part.seed))
+    splits, raw = _standardize(part, splits, _describe(splits))
     kind, spec = _choose(part, raw, support)
-    frozen = kind if kind != "static" else "bernoulli"
-    fixed = partial(fix, kind=frozen, levels=raw.levels)
-    train, train_kind, train_levels = splits.train, kind, raw.levels
-    if kind in ("static", "threshold"):
-        train, train_kind, train_levels = fixed(splits.train, seed=part.seed), "scale", 2
-    valid = splits.valid and fixed(splits.valid, seed=part.seed + 1)
-    test = splits.test and fixed(splits.test, seed=part.seed + 2)
     _check_support(spec, support, likelihood)
-    return Dataset(spec, train, valid, test, train_levels, train_kind)
+    once = {"static": "bernoulli", "threshold": "threshold"}.get(kind)
+    train = splits.train if once is None else fix(splits.train, once, raw.levels, part.seed)
+    valid, test = (
+        each and fix(each, once or kind, raw.levels, part.seed + k)
+        for k, each in enumerate((splits.valid, splits.test), start=1)
+    )
+    return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind)
+
+
+def subset(examples: Examples, most: int, seed: int) -> Examples:
+    """Return `most` examples drawn at random, in their order: a sorted source gives no biased sample."""
+    if most >= len(examples):
+        return examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return examples[order[:most].sort().values]
 
 
 def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Examples:
     """Apply a transform once and for all, with its own seed; binary results are stored as uint8."""
     if kind == "scale":
         return examples
+    x = torch.empty_like(examples.x, dtype=torch.float32 if kind == "dequantize" else torch.uint8)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        x = pixels.transform(kind, levels)(examples.x)
-    return Examples(x if kind == "dequantize" else x.to(torch.uint8), examples.y)
+        torch.default_generator.manual_seed(seed)
+        for start in range(0, len(x), 4096):
+            part = slice(start, start + 4096)
+            x[part] = pixels.transform(kind, levels)(examples.x[part])
+    return Examples(x, examples.y)
 
 
 def _describe(splits: Splits) -> Spec:
     x, y = splits.train.x, splits.train.y
-    if x.dtype == torch.uint8:
-        if splits.levels is None:
-            raise UserError("data: a source of uint8 examples must say how many levels they have")
-        levels, low, high = splits.levels, 0.0, 1.0
-    else:
+    attributes = y.shape[1] if y is not None and y.ndim == 2 else None
+    if x.dtype != torch.uint8:
         parts = [part.x for part in (splits.train, splits.valid, splits.test) if part is not None]
         low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-        levels = None
-    attributes = y.shape[1] if y is not None and y.ndim == 2 else None
-    return Spec(tuple(x.shape[1:]), levels, low, high, splits.classes, attributes)
+        return Spec(tuple(x.shape[1:]), None, low, high, splits.names, attributes)
+    if splits.levels is None:
+        raise UserError("data: a source of uint8 examples must say how many levels they have")
+    return Spec(tuple(x.shape[1:]), splits.levels, 0.0, 1.0, splits.names, attributes)
+
+
+def _standardize(part: settings.Data, splits: Splits, raw: Spec) -> tuple[Splits, Spec]:
+    """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked."""
+    wanted = (raw.levels is None and not raw.unit) if part.standardize == "auto" else part.standardize
+    if not wanted:
+        return splits, raw
+    if raw.levels is not None:
+        raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
+    std, mean = torch.std_mean(splits.train.x, 0, correction=0)
+    std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
+
+    def apply(examples: Examples | None) -> Any:
+        return examples and Examples((examples.x - mean) / std, examples.y)
+
+    splits = replace(splits, train=apply(splits.train), valid=apply(splits.valid), test=apply(splits.test))
+    return splits, replace(_describe(splits), mean=_values(mean), std=_values(std))
+
+
+def _values(x: Tensor) -> tuple[float, ...]:
+    return tuple(x.flatten().tolist())
 
 
 def _choose(part: settings.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     """Return the transform of a training batch and what the model sees after it."""
-    unit = raw.low >= 0.0 and raw.high <= 1.0
     binarize = part.binarize
     if binarize == "auto":
-        binarize = "dynamic" if support == "binary" and unit and not raw.binary else "none"
+        binarize = "dynamic" if support == "binary" and raw.unit and not raw.binary else "none"
     if binarize != "none":
-        if not unit:
-            raise UserError(
-                f"data.binarize={part.binarize}: values run from {raw.low:g} to {raw.high:g}; "
-                "only data in [0, 1] can be binarised"
-            )
-        if raw.binary:
-            raise UserError(
-                f"data.binarize={part.binarize}: has no effect, the data are binary; auto or none is allowed"
-            )
-        kind = {"dynamic": "bernoulli", "static": "static", "threshold": "threshold"}[binarize]
-        return kind, Spec(raw.shape, 2, 0.0, 1.0, raw.classes, raw.attributes)
-    if part.dequantize:
-        if raw.levels is None:
-            raise UserError("data.dequantize=true: has no effect on floating-point data; it is for integer grey levels")
-        return "dequantize", Spec(raw.shape, None, 0.0, 1.0, raw.classes, raw.attributes, raw.levels)
-    return "scale", raw
+        return _binarized(part, raw, binarize)
+    if not part.dequantize:
+        return "scale", raw
+    if raw.levels is None:
+        raise UserError("data.dequantize=true: has no effect on floating-point data; it is for integer grey levels")
+    return "dequantize", replace(raw, levels=None, dequantized=raw.levels)
+
+
+def _binarized(part: settings.Data, raw: Spec, binarize: str) -> tuple[str, Spec]:
+    if not raw.unit:
+        raise UserError(
+            f"data.binarize={part.binarize}: values run from {raw.low:g} to {raw.high:g}; "
+            "only data in [0, 1] can be binarised"
+        )
+    if raw.binary:
+        raise UserError(f"data.binarize={part.binarize}: has no effect, the data are binary; auto or none is allowed")
+    return {"dynamic": "bernoulli"}.get(binarize, binarize), replace(raw, levels=2)
 
 
 def _check_support(spec: Spec, support: str, likelihood: str) -> None:
     given = f"likelihood={likelihood}: the data's values run from {spec.low:g} to {spec.high:g}"
-    if support in ("binary", "unit") and not (spec.low >= 0.0 and spec.high <= 1.0):
+    if support in ("binary", "unit") and not spec.unit:
         raise UserError(f"{given}; values in [0, 1] are allowed (Gaussian and Laplace take any)")
     if support == "levels" and spec.levels is None:
         raise UserError(f"{given} without being grey levels; integers in 0 … 255 are allowed")

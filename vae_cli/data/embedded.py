@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_cli.data.examples import Examples, Splits
+from vae_cli.data.examples import Examples, Splits, numbered
 
 
 def digits() -> Splits:
@@ -14,7 +14,7 @@ def digits() -> Splits:
 
     x, y = load_digits(return_X_y=True)
     images = torch.from_numpy(x).to(torch.uint8).view(-1, 8, 8)
-    return Splits(Examples(images, torch.from_numpy(y).long()), levels=17, classes=10)
+    return Splits(Examples(images, torch.from_numpy(y).long()), levels=17, names=numbered(10))
 
 
 def synthetic(*, n: int, shape: list[int], classes: int) -> Splits:
@@ -29,7 +29,7 @@ def synthetic(*, n: int, shape: list[int], classes: int) -> Splits:
     x = torch.empty(n, *shape, dtype=torch.uint8)
     for part in torch.arange(n).split(8192):
         x[part] = _bumps(centres[y[part]], shape, generator)
-    return Splits(Examples(x, y if classes else None), levels=256, classes=classes or None)
+    return Splits(Examples(x, y if classes else None), levels=256, names=numbered(classes) or None)
 
 
 def _bumps(centres: Tensor, shape: list[int], generator: torch.Generator) -> Tensor:

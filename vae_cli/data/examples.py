@@ -40,15 +40,20 @@ class Examples:
 class Splits:
     """What a source gives: training examples, and validation and test where it has its own.
 
-    `levels` is the number of grey levels of uint8 examples (256 for 8-bit pictures); `classes` the number of
-    classes where labels are classes.
+    `levels` is the number of grey levels of uint8 examples (256 for 8-bit pictures); `names` are those of the classes
+    where labels are classes.
     """
 
     train: Examples
     valid: Examples | None = None
     test: Examples | None = None
     levels: int | None = None
-    classes: int | None = None
+    names: tuple[str, ...] | None = None
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Return the names 0, 1, 2, … of so many classes."""
+    return tuple(map(str, range(classes)))
 
 
 def carve(source: Splits, *, valid: int | float, test: int | float | None, seed: int) -> Splits:
@@ -71,7 +76,7 @@ def carve(source: Splits, *, valid: int | float, test: int | float | None, seed:
         valid=source.valid if source.valid is not None else carved_valid,
         test=source.test if source.test is not None else carved_test,
         levels=source.levels,
-        classes=source.classes,
+        names=source.names,
     )
 
 

@@ -30,13 +30,14 @@ def arrays(*, path: str) -> Splits:
         raise UserError(
             f"data.path={path}: examples of shape {_shown(x.shape)}; [N, …] with N ≥ 1 and one axis more is allowed"
         )
-    if y is not None and len(y) != len(x):
+    if y is not None and y.shape[:1] != x.shape[:1]:
+        count = len(y) if y.ndim else 0
         raise UserError(
-            f"data.path={path}: {len(x)} examples in `x` but {len(y)} labels in `y`; the counts must be equal"
+            f"data.path={path}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal"
         )
     examples, levels = _levels(path, _channels_first(x))
-    labels, classes = (None, None) if y is None else _labels(path, y)
-    return Splits(Examples(examples, labels), levels=levels, classes=classes)
+    labels, names = (None, None) if y is None else _labels(path, y)
+    return Splits(Examples(examples, labels), levels=levels, names=names)
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -82,19 +83,18 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
     return torch.from_numpy(values), None
 
 
-def _labels(path: str, y: np.ndarray) -> tuple[Tensor, int | None]:
-    if y.ndim == 2 and y.shape[1] == 1:
+def _labels(path: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Return labels and the names of their classes, in sorted order; attributes have none."""
+    if y.dtype.kind in "uibUS" and y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    if y.ndim == 1 and y.dtype.kind in "US":
+    if y.ndim == 1 and y.dtype.kind in "uibUS":
         names, y = np.unique(y, return_inverse=True)
-        return torch.from_numpy(y).long(), len(names)
-    if y.ndim == 1 and y.dtype.kind in "uib" and y.min() >= 0:
-        return torch.from_numpy(y.astype(np.int64)), int(y.max()) + 1
+        return torch.from_numpy(y).long(), tuple(map(str, names))
     if y.ndim == 2 and y.dtype.kind in "uifb" and np.isfinite(y.astype(np.float32)).all():
         return torch.from_numpy(y.astype(np.float32)), None
     raise UserError(
         f"data.path={path}: labels `y` of shape {_shown(y.shape)} and type {y.dtype}; "
-        "classes [N] from 0 (integers or names) or finite attributes [N, A] are allowed"
+        "classes [N] (integers or names) or finite attributes [N, A] are allowed"
     )
 
 
@@ -112,7 +112,7 @@ def images(*, path: str, size: int | list[int], color: str) -> Splits:
     if not folders:
         return Splits(Examples(x), levels=256)
     y = torch.cat([torch.full((len(_pictures(folder)),), k) for k, folder in enumerate(folders)])
-    return Splits(Examples(x, y), levels=256, classes=len(folders))
+    return Splits(Examples(x, y), levels=256, names=tuple(folder.name for folder in folders))
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -127,9 +127,20 @@ def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | 
         x[i] = _decode_one(files[i], size, mode, crop)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(work, range(len(files)), chunksize=64):
+        for _ in pool.map(work, range(len(files))):
             pass
     return x
+
+
+def _eight_bits(picture: Any) -> Any:
+    """Return a picture with 8 bits a channel: PIL's own conversion would cut 16-bit grey levels at 255."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"pixels of type {picture.mode}; 8 or 16 bits a channel are allowed")
+    return picture
 
 
 def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
@@ -137,7 +148,7 @@ def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) 
 
     try:
         with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened).convert(mode)
+            picture = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     except Exception as error:
         raise UserError(f"data.path: {file} cannot be read as an image ({error})".splitlines()[0]) from None
     if crop is not None:

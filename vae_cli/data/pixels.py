@@ -29,13 +29,15 @@ def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
     """
     if levels is None:
         return torch.rand_like(x).lt_(x)
+    if x.device.type == "mps":  # cannot draw from the whole range of an integer
+        return torch.rand(x.shape, device=x.device).mul_(levels - 1).lt(x).float()
     n = x.numel()
     draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     uniform = draws.view(torch.int16)[:n].view(x.shape).clamp_(max=32766)  # so that white is always white
     if levels == 256:
         threshold = x.to(torch.int16).mul_(257).sub_(32768)
     else:
-        threshold = x.float().mul_(65535.0 / (levels - 1)).sub_(32768.0).to(torch.int16)
+        threshold = x.float().mul_(65535.0 / (levels - 1)).sub_(32768.0).round_().to(torch.int16)
     return uniform.lt(threshold).float()
 
 

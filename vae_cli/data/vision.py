@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.data.examples import Examples, Splits
+from vae_cli.data.examples import Examples, Splits, numbered
 from vae_cli.errors import UserError
 
 TIMEOUT = 20.0  # seconds to wait for a first answer from a data set's host
@@ -91,7 +91,7 @@ def _mnist_like(root: str, name: str, hosts: list[str], classes: int = 10, **kwa
         Examples(train.data, _classes(train.targets)),
         test=Examples(test.data, _classes(test.targets)),
         levels=256,
-        classes=classes,
+        names=numbered(classes),
     )
 
 
@@ -132,7 +132,7 @@ def emnist(*, root: str, split: str) -> Splits:
         assert part.y is not None
         return Examples(part.x.transpose(1, 2).contiguous(), part.y - first)
 
-    return Splits(upright(raw.train), test=upright(raw.test), levels=256, classes=counts[split])
+    return Splits(upright(raw.train), test=upright(raw.test), levels=256, names=numbered(counts[split]))
 
 
 def omniglot(*, root: str, size: int) -> Splits:
@@ -149,7 +149,7 @@ def omniglot(*, root: str, size: int) -> Splits:
         labels += [first + label for _, label in pairs]
         first = max(labels) + 1
     x = 255 - torch.from_numpy(np.stack(images))
-    return Splits(Examples(x, torch.tensor(labels)), levels=256, classes=first)
+    return Splits(Examples(x, torch.tensor(labels)), levels=256, names=numbered(first))
 
 
 def cifar10(*, root: str) -> Splits:
@@ -162,7 +162,7 @@ def cifar10(*, root: str) -> Splits:
     def examples(part: Any) -> Examples:
         return Examples(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), _classes(part.targets))
 
-    return Splits(examples(train), test=examples(test), levels=256, classes=10)
+    return Splits(examples(train), test=examples(test), levels=256, names=numbered(10))
 
 
 def svhn(*, root: str) -> Splits:
@@ -177,7 +177,7 @@ def svhn(*, root: str) -> Splits:
     def examples(part: Any) -> Examples:
         return Examples(torch.from_numpy(part.data), _classes(part.labels))
 
-    return Splits(examples(train), test=examples(test), levels=256, classes=10)
+    return Splits(examples(train), test=examples(test), levels=256, names=numbered(10))
 
 
 def celeba(*, root: str, size: int, crop: int) -> Splits:

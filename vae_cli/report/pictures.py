@@ -10,6 +10,7 @@ from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
 GAP = 1  # pixels between the pictures of a grid
+STRIPE = 256  # elements shown at most of an example that is no picture
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
@@ -27,7 +28,9 @@ def grid(x: Tensor, spec: Spec) -> Tensor:
     low, high = spec.low, spec.high if spec.high > spec.low else spec.low + 1.0
     x = ((x.float().cpu() - low) / (high - low)).clamp(0.0, 1.0)
     if not is_picture(spec.shape):
-        blocks = F.pad(x.reshape(rows, columns, -1), (0, GAP), value=0.5).transpose(0, 1)
+        x = x.reshape(rows, columns, -1)
+        x = x[..., :: -(-x.shape[-1] // STRIPE)]
+        blocks = F.pad(x, (0, GAP), value=0.5).transpose(0, 1)
         return _bytes(_magnify(blocks.reshape(1, 1, 1, columns, -1), 8))
     x = x.reshape(rows, columns, -1, *spec.shape[-2:])
     x = _magnify(F.pad(x, (0, GAP, 0, GAP), value=0.5), max(1, 56 // max(spec.shape[-2:])))
@@ -61,13 +64,13 @@ def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tenso
 
 
 @torch.no_grad()
-def class_samples(vae: VAE, data: Resident, spec: Spec, columns: int = 12, most: int = 20) -> tuple[Tensor, list[str]]:
+def class_samples(vae: VAE, data: Resident, spec: Spec, columns: int = 12, most: int = 64) -> tuple[Tensor, list[str]]:
     """Return one row of samples a class (at most `most`), or one for each of ten attribute vectors, and row names."""
     y = data.examples.y
     assert y is not None
     if spec.classes:
         kinds = torch.arange(min(spec.classes, most), device=y.device)
-        names = [str(k) for k in range(len(kinds))]
+        names = list((spec.names or ())[: len(kinds)])
     else:
         kinds, names = y[:10], [f"as example {k}" for k in range(len(y[:10]))]
     x = vae.sample(len(kinds) * columns, kinds.repeat_interleave(columns, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,12 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Say something that the person should look into; it is kept for the summary."""
-        self.warnings.append(text)
+        self.warnings += [text] if text not in self.warnings else []
         self.terminal.line(f"warning: {text}", style="yellow")
 
     def begin(self, step: int, total: int) -> None:
         """Training begins."""
-        self.total = total
+        self.total, self.first, self.began = total, step, time.perf_counter()
         self.terminal.begin(step, total)
 
     def advance(self, step: int) -> None:
@@ -61,14 +62,17 @@ class Reporter:
         self._write(step, epoch, scalars)
         self.terminal.numbers(epoch, scalars)
 
-    def validation(self, step: int, epoch: float, result: Evaluation) -> None:
-        """A validation is done."""
-        self._write(step, epoch, result.scalars("valid"))
-        self.board.histogram("valid/kl_by_dimension", result.kl_by_dimension, step)
+    def validation(self, step: int, epoch: float, result: Evaluation, split: str, weight: float) -> None:
+        """A validation is done; without validation examples, a look at training examples (`split` says which)."""
+        if split == "valid":
+            self._write(step, epoch, result.scalars(split))
+        self.board.histogram(f"{split}/kl_by_dimension", result.kl_by_dimension, step)
         if self.terminal.progress is None:
+            left = (time.perf_counter() - self.began) / max(1, step - self.first) * (self.total - step)
             self.terminal.line(
-                f"epoch {epoch:g} step {step}/{self.total}: valid ELBO {result.elbo:.3f} = "
-                f"reconstruction {result.reconstruction:.3f} - KL {result.kl:.3f}, active units {result.active_units}"
+                f"epoch {epoch:g} step {step}/{self.total}: {split} ELBO {result.elbo:.3f} = reconstruction "
+                f"{result.reconstruction:.3f} - KL {result.kl:.3f}, active units {result.active_units}, "
+                f"KL weight {weight:g}, {left:.0f} s left"
             )
 
     def pictures(self, step: int, vae: VAE, data: Resident) -> None:
@@ -96,12 +100,15 @@ class Reporter:
                 title = (
                     f"one {'block' if sideways else 'row'} {'a class' if self.spec.classes else 'an attribute vector'}"
                 )
+                if len(names) < (self.spec.classes or 0):
+                    title += f" (the first {len(names)} of {self.spec.classes})"
                 draw("class_samples", x, f"means of p(x|z,c) for draws of z from the prior, {title}", names)
         figures.terms(self.metrics, folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, folder / "kl_by_dimension.png")
 
     def finish(self, summary: dict[str, Any], settings: dict[str, Any], step: int, note: str) -> None:
         """The run is over: summary.json, the HParams tab, the table."""
+        self.terminal.end()
         tested = {key: value for key, value in summary.items() if key.startswith("test/")}
         self.board.scalars(step, tested)
         self.board.settings(settings, tested or ["valid/elbo"])

@@ -1,0 +1,65 @@
+"""Every random number generator in use: python, numpy, torch, and the device's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def state_dict(device: torch.device) -> dict[str, Any]:
+    """Return the state of every generator that a run on `device` draws from, in plain values and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "device": _device_state(device),
+    }
+
+
+def load_state_dict(state: dict[str, Any], device: torch.device) -> None:
+    """Put every generator back to where `state_dict` found it; a device of another kind keeps its own state."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    _set_device_state(state["device"], device)
+
+
+@contextmanager
+def fork(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed of one's own within the block; leave torch's generators as they were."""
+    host, on_device = torch.get_rng_state(), _device_state(device)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host)
+        _set_device_state(on_device, device)
+
+
+def _device_state(device: torch.device) -> torch.Tensor | None:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def _set_device_state(state: torch.Tensor | None, device: torch.device) -> None:
+    if state is None:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state.cpu())
