@@ -258,6 +258,10 @@ def test_warnings_name_a_remedy_and_are_kept(tmp_path):
     train(tmp_path / "grey", *TINY, "data.binarize=none")
     train(tmp_path / "dead", *TINY, "trainer.steps=320", "kl.weight=1000", "model.latent_dim=6")
     train(tmp_path / "short", *TINY, "kl=linear")
+    train(tmp_path / "density", *TINY, "likelihood=gaussian", "data.binarize=threshold")
+    dead = [*TINY, "kl.weight=1000", "model.latent_dim=6", "trainer.steps=321"]
+    assert train(tmp_path / "dead", *dead, resume=True)["steps"] == 321
+    names = ("grey", "dead", "short", "density")
     found = {name: json.loads((tmp_path / name / "summary.json").read_text())["warnings"] for name in names}
     assert any("a cross-entropy, not a log-likelihood" in line for line in found["grey"])
     assert any("posterior collapse: 0 of 6" in line and "kl.free_bits" in line for line in found["dead"])
