@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.conftest import ROOT, command, configure
-from vae_cli.config import OPTIONS
 from vae_cli.errors import CONF, UserError, one_line
+from vae_cli.schema import OPTIONS
 
 GROUPS = sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]

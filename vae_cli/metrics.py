@@ -15,6 +15,7 @@ from vae_cli import randomness
 from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
+OUTPUTS = 2**22  # decoder outputs at once in an evaluation
 ACTIVE = 0.01  # Var_x(E_q[z_u]) above which a unit is active (Burda et al. 2016)
 
 
@@ -47,14 +48,17 @@ def undisturbed(vae: VAE, seed: int = 0) -> Iterator[None]:
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch_size: int = 1000) -> Evaluation:
+def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch_size: int | None = None) -> Evaluation:
     """Evaluate every example of a set once, with `samples` draws of z each, from a seed of its own.
 
-    The random state of training is left as it was, and the model in the mode it was in.
+    The random state of training is left as it was, and the model in the mode it was in. `batch_size` counts decoded
+    examples, draws of z included; by default as many as keep the decoder's outputs within a memory bound.
     """
+    size = data.examples.x[0].numel() * vae.likelihood.outputs
+    rows = batch_size or max(1, min(1000, OUTPUTS // size))
     sums = None
     with undisturbed(vae, seed):
-        for x, y in data.batches(max(1, batch_size // samples)):
+        for x, y in data.batches(max(1, rows // samples)):
             part = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     assert sums is not None

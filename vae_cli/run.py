@@ -12,11 +12,11 @@ import torch
 from hydra.utils import get_object
 
 from vae_cli import checkpoint, metrics
-from vae_cli.config import Config, Part
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
+from vae_cli.schema import Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
@@ -128,18 +128,21 @@ def train(config: Config, folder: Path, *, resume: bool = False, accepted: Calla
 def _states(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
     last = checkpoint.load(folder / "checkpoints" / "last.pt", device)
-    for name, then, now in (("kind", last["spec"], dataset.spec.to_dict()), ("sizes", last["sizes"], dataset.sizes)):
-        if differing := [key for key in now if then.get(key) != now[key]]:
-            key = differing[0]
-            change = f"{key}: {then.get(key)}, now {now[key]}"
-            raise UserError(f"resume={folder}: the data's {name} changed since the run began ({change})")
+    then, now = ({**state["spec"], **state["sizes"]} for state in (last, _about(dataset)))
+    for key in ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test"):
+        if then.get(key) != now.get(key):
+            change = f"{key}: {then.get(key)}, now {now.get(key)}"
+            raise UserError(f"resume={folder}: the data changed since the run began ({change})")
     best = folder / "checkpoints" / "best.pt"
     return last, checkpoint.load(best, device) if best.is_file() else None
 
 
+def _about(dataset: Dataset) -> dict[str, Any]:
+    return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes}
+
+
 def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, folder: Path) -> Trainer:
-    settings = config.model_dump(by_alias=True, serialize_as_any=True)
-    about = {"config": settings, "spec": dataset.spec.to_dict(), "sizes": dataset.sizes}
+    about = {"config": config.model_dump(by_alias=True, serialize_as_any=True), **_about(dataset)}
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
         if best is not None:

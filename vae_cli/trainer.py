@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from vae_cli import metrics, randomness
-from vae_cli.config import Trainer as TrainerSettings
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
 from vae_cli.objective import Terms
 from vae_cli.report import Reporter
 from vae_cli.schedule import Constant, ConstantLR
+from vae_cli.schema import Trainer as TrainerSettings
 from vae_cli.vae import VAE
 
 TRACKED = ("loss", "elbo", "reconstruction", "kl")

@@ -39,12 +39,13 @@ class VAE(nn.Module):
         model: Any,
         posterior: nn.Module,
         prior: nn.Module,
-        likelihood: nn.Module,
+        likelihood: Any,
         conditioning: nn.Module,
         shape: tuple[int, ...],
     ):
         super().__init__()
         self.model: Any
+        self.likelihood: Any
         self.model, self.posterior, self.prior = model, posterior, prior
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
         self.products = torch.float32  # type of the matrix products and convolutions of encoder and decoder

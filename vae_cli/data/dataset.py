@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli import config as settings
+from vae_cli import schema
 from vae_cli.data import pixels
 from vae_cli.data.examples import Examples, Splits, carve
 from vae_cli.data.resident import Resident
@@ -87,7 +87,7 @@ class Dataset:
         return Resident(part, pixels.transform("scale", self.spec.levels), device)
 
 
-def load(part: settings.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
+def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
     """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
     splits = carve(source, valid=part.valid or 0, test=part.test, seed=part.seed)
     if part.limit is not None:
@@ -137,7 +137,7 @@ def _describe(splits: Splits) -> Spec:
     return Spec(tuple(x.shape[1:]), splits.levels, 0.0, 1.0, splits.names, attributes)
 
 
-def _standardize(part: settings.Data, splits: Splits, raw: Spec) -> tuple[Splits, Spec]:
+def _standardize(part: schema.Data, splits: Splits, raw: Spec) -> tuple[Splits, Spec]:
     """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked."""
     wanted = (raw.levels is None and not raw.unit) if part.standardize == "auto" else part.standardize
     if not wanted:
@@ -158,7 +158,7 @@ def _values(x: Tensor) -> tuple[float, ...]:
     return tuple(x.flatten().tolist())
 
 
-def _choose(part: settings.Data, raw: Spec, support: str) -> tuple[str, Spec]:
+def _choose(part: schema.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     """Return the transform of a training batch and what the model sees after it."""
     binarize = part.binarize
     if binarize == "auto":
@@ -172,7 +172,7 @@ def _choose(part: settings.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     return "dequantize", replace(raw, levels=None, dequantized=raw.levels)
 
 
-def _binarized(part: settings.Data, raw: Spec, binarize: str) -> tuple[str, Spec]:
+def _binarized(part: schema.Data, raw: Spec, binarize: str) -> tuple[str, Spec]:
     if not raw.unit:
         raise UserError(
             f"data.binarize={part.binarize}: values run from {raw.low:g} to {raw.high:g}; "

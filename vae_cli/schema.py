@@ -1,0 +1,420 @@
+"""The typed schema: each setting's type and range, in one place. Nothing here imports torch.
+
+Defaults live in conf/*.yaml alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from vae_cli.errors import UserError
+
+
+def _amount(value: int | float) -> int | float:
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError("a count (0, 1, 2, …) or a fraction below 1")
+    return value
+
+
+def _exists(path: str) -> str:
+    if not Path(path).exists():
+        raise ValueError("nothing is there; a path that exists")
+    return path
+
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[int | float, AfterValidator(_amount)]
+ExistingPath = Annotated[str, AfterValidator(_exists)]
+Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
+Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
+Scale = Literal["per_pixel", "shared", "optimal"] | Positive
+
+
+class Settings(BaseModel):
+    """Strictly typed, finite, closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Part(Settings):
+    """A part: what to build and its keyword arguments."""
+
+    target: str = Field(alias="_target_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The part's own keyword arguments."""
+        return self.model_dump(exclude={"target"})
+
+
+class OwnPart(Part):
+    """A user's part: any settings, which its own constructor checks."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Data(Part):
+    """What every data source shares; the rest are the source's own arguments."""
+
+    binarize: Literal["auto", "dynamic", "static", "threshold", "none"]
+    dequantize: bool
+    standardize: bool | Literal["auto"]
+    valid: Amount | None
+    limit: Count | None
+    seed: Seed
+    test: Amount | None = None  # absent where the source brings its own test split
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The source's own keyword arguments."""
+        return self.model_dump(exclude={"target", *Data.model_fields})
+
+
+class OwnData(Data):
+    """A user's source."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Vision(Data):
+    """A torchvision data set with its own test split."""
+
+    root: str
+    test: None = Field(None, exclude=True)
+
+
+class Emnist(Vision):
+    """EMNIST."""
+
+    split: Literal["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
+
+
+class Omniglot(Data):
+    """Omniglot."""
+
+    root: str
+    size: Count
+    test: Amount
+
+
+class CelebA(Vision):
+    """CelebA, which has its own validation split as well."""
+
+    valid: None
+    size: Count
+    crop: Annotated[int, Field(ge=1, le=178)]
+
+
+class Digits(Data):
+    """The embedded digits."""
+
+    test: Amount
+
+
+class Arrays(Data):
+    """A user's arrays."""
+
+    path: ExistingPath
+    test: Amount
+
+
+class Images(Data):
+    """A user's pictures."""
+
+    path: ExistingPath
+    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+    color: Literal["rgb", "grayscale"]
+    test: Amount
+
+
+class Synthetic(Data):
+    """Generated examples."""
+
+    n: Count
+    shape: Annotated[list[Count], Field(min_length=1, max_length=3)]
+    classes: Annotated[int, Field(ge=0)]
+    test: Amount
+
+
+class Model(Part):
+    """What every model shares."""
+
+    latent_dim: Count
+
+
+class MLP(Model):
+    """Fully connected."""
+
+    hidden: Annotated[list[Count], Field(min_length=1)]
+    activation: Activation
+
+
+class Conv(Model):
+    """Strided convolutions."""
+
+    channels: Annotated[list[Count], Field(min_length=1)]
+    hidden: list[Count]
+    activation: Activation
+
+
+class ResNet(Model):
+    """Residual blocks."""
+
+    channels: Annotated[list[Count], Field(min_length=1)]
+    blocks: Count
+    activation: Activation
+
+
+class OwnModel(Model):
+    """A user's model."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class LocationScale(Part):
+    """Gaussian or Laplace."""
+
+    scale: Scale
+    min_scale: Positive
+
+    @model_validator(mode="after")
+    def _above_the_floor(self) -> LocationScale:
+        if isinstance(self.scale, (int, float)) and self.scale < self.min_scale:
+            raise UserError(
+                f"likelihood.scale={self.scale:g}: at least likelihood.min_scale={self.min_scale:g} is allowed"
+            )
+        return self
+
+
+class DiscretizedLogistic(Part):
+    """Mixture of discretised logistics."""
+
+    mixtures: Count
+
+
+class ELBO(Part):
+    """The evidence lower bound."""
+
+    samples: Count
+
+
+class KL(Part):
+    """What every schedule of the KL weight shares."""
+
+    weight: NonNegative
+    free_bits: NonNegative
+
+
+class Warmup(KL):
+    """A rise over so many epochs."""
+
+    warmup: NonNegative
+
+
+class SigmoidWarmup(Warmup):
+    """A logistic rise."""
+
+    steepness: Positive
+
+
+class Cyclical(KL):
+    """Repeated rises."""
+
+    period: Positive
+    ratio: Fraction
+    cycles: Count
+
+
+class Capacity(Warmup):
+    """A target for the KL."""
+
+    capacity: NonNegative
+
+
+class OwnKL(KL):
+    """A user's schedule."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class Label(Part):
+    """Conditioning on labels or attributes."""
+
+    embedding: Count | None
+
+
+class Optimizer(Part):
+    """What every optimizer shares."""
+
+    lr: Positive
+    weight_decay: NonNegative
+
+
+class Adam(Optimizer):
+    """The Adam family."""
+
+    betas: Betas
+    eps: Positive
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent."""
+
+    momentum: Momentum
+    nesterov: bool
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optimizer.nesterov=true: has no effect with optimizer.momentum=0; more than 0 is allowed")
+        return self
+
+
+class OwnOptimizer(Part):
+    """A user's optimizer."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    lr: Positive
+
+
+class CosineLR(Part):
+    """Half a cosine."""
+
+    final: Fraction
+    warmup: NonNegative
+
+
+class StepLR(Part):
+    """A staircase."""
+
+    every: Positive
+    factor: Annotated[float, Field(gt=0, le=1)]
+
+
+class WarmupLR(Part):
+    """A linear rise."""
+
+    warmup: NonNegative
+
+
+class PlateauLR(Part):
+    """A fall on every plateau."""
+
+    patience: Count
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    min: Fraction
+
+
+class Trainer(Settings):
+    """The loop."""
+
+    epochs: Count
+    steps: Count | None
+    batch_size: Count
+    grad_clip: Positive | None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    early_stopping: Count | None
+    final: Literal["best", "last"]
+    final_samples: Count
+    validate_every: Positive
+    checkpoint_every: Count
+    log_every: Count
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    deterministic: bool
+
+
+class Config(Settings):
+    """A whole configuration."""
+
+    data: Data
+    model: Model
+    likelihood: Part
+    prior: Part
+    posterior: Part
+    objective: Part
+    kl: KL
+    conditional: Part
+    optimizer: Part
+    lr_schedule: Part
+    trainer: Trainer
+    seed: Seed
+    resume: str | None
+
+
+# What may stand under each group: the target of each of our options and its settings; then a user's own.
+OPTIONS: dict[str, dict[str, type[Part]]] = {
+    "data": {
+        "vae_cli.data.embedded.digits": Digits,
+        "vae_cli.data.embedded.synthetic": Synthetic,
+        "vae_cli.data.vision.mnist": Vision,
+        "vae_cli.data.vision.fashion_mnist": Vision,
+        "vae_cli.data.vision.kmnist": Vision,
+        "vae_cli.data.vision.qmnist": Vision,
+        "vae_cli.data.vision.emnist": Emnist,
+        "vae_cli.data.vision.omniglot": Omniglot,
+        "vae_cli.data.vision.cifar10": Vision,
+        "vae_cli.data.vision.svhn": Vision,
+        "vae_cli.data.vision.celeba": CelebA,
+        "vae_cli.data.files.arrays": Arrays,
+        "vae_cli.data.files.images": Images,
+        "": OwnData,
+    },
+    "model": {
+        "vae_cli.model.mlp.MLP": MLP,
+        "vae_cli.model.conv.Conv": Conv,
+        "vae_cli.model.resnet.ResNet": ResNet,
+        "vae_cli.model.linear.Linear": Model,
+        "": OwnModel,
+    },
+    "likelihood": {
+        "vae_cli.likelihood.Bernoulli": Part,
+        "vae_cli.likelihood.ContinuousBernoulli": Part,
+        "vae_cli.likelihood.Gaussian": LocationScale,
+        "vae_cli.likelihood.Laplace": LocationScale,
+        "vae_cli.likelihood.DiscretizedLogistic": DiscretizedLogistic,
+        "vae_cli.likelihood.Categorical": Part,
+        "": OwnPart,
+    },
+    "prior": {"vae_cli.prior.Standard": Part, "": OwnPart},
+    "posterior": {"vae_cli.posterior.Gaussian": Part, "": OwnPart},
+    "objective": {"vae_cli.objective.ELBO": ELBO, "": OwnPart},
+    "kl": {
+        "vae_cli.schedule.Constant": KL,
+        "vae_cli.schedule.Linear": Warmup,
+        "vae_cli.schedule.Cosine": Warmup,
+        "vae_cli.schedule.Sigmoid": SigmoidWarmup,
+        "vae_cli.schedule.Cyclical": Cyclical,
+        "vae_cli.schedule.Capacity": Capacity,
+        "": OwnKL,
+    },
+    "conditional": {
+        "vae_cli.conditioning.Unconditional": Part,
+        "vae_cli.conditioning.Label": Label,
+        "": OwnPart,
+    },
+    "optimizer": {
+        "torch.optim.Adam": Adam,
+        "torch.optim.AdamW": Adam,
+        "torch.optim.Adamax": Adam,
+        "torch.optim.SGD": SGD,
+        "": OwnOptimizer,
+    },
+    "lr_schedule": {
+        "vae_cli.schedule.ConstantLR": Part,
+        "vae_cli.schedule.CosineLR": CosineLR,
+        "vae_cli.schedule.StepLR": StepLR,
+        "vae_cli.schedule.WarmupLR": WarmupLR,
+        "vae_cli.schedule.PlateauLR": PlateauLR,
+        "": OwnPart,
+    },
+}
