@@ -126,6 +126,41 @@ def test_the_readmes_own_likelihood_works_from_any_folder(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+MISTAKES = {
+    "outputs = 2": ("outputs = 3", "likelihood=StudentT: fails on two examples (ValueError: too many values"),
+    'support = "real"': ('support = "reel"', "its support is 'reel'; binary, unit, levels, real are allowed"),
+    "return Independent(p, event_dims, validate_args=False)": ("return p", "log_prob(x) has shape [1, 2, 12, 12]"),
+    "import torch\n": ("import torch)\n", "cannot be imported (SyntaxError: unmatched ')' (student.py, line 1))"),
+    "class StudentT": ("class Student_T", "student has no StudentT; did you mean Student_T?"),
+}
+
+
+@pytest.mark.parametrize("right", MISTAKES)
+def test_a_mistake_in_an_own_part_gets_its_line(right, tmp_path):
+    wrong, line = MISTAKES[right]
+    for name, content in readme_blocks().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content.replace(right, wrong))
+    done = command("--config-dir", "mine", "likelihood=student", *QUICK, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert line in done.stderr
+
+
+def test_a_broken_yaml_is_named_and_hides_no_other_mistake(tmp_path):
+    for name, content in readme_blocks().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "mine" / "model").mkdir()
+    (tmp_path / "mine" / "model" / "broken.yaml").write_text("a: [1\n")
+    own = ["--config-dir", "mine", "likelihood=student"]
+    done = command(*own, "likelihood.dff=3", cwd=tmp_path)
+    assert done.stderr == "vae-train: error: likelihood.dff: no such setting; did you mean likelihood.df?\n"
+    done = command(*own, "model=broken", cwd=tmp_path)
+    assert "model/broken.yaml:2: no valid YAML" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_part_from_nowhere_is_refused_in_one_line(tmp_path):
     done = command("likelihood._target_=os.system", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 1

@@ -75,7 +75,7 @@ WRONG = {
     ("trainer.epochs=1.5",): "trainer.epochs=1.5: an integer is allowed",
     ("trainer.compile=3",): "trainer.compile=3: true or false is allowed",
     ("seed=abc",): "seed=abc: an integer is allowed",
-    ("seed=null",): "seed=None: an integer is allowed",
+    ("seed=null",): "seed=null: an integer is allowed",
     ("optimizer.lr=nan",): "optimizer.lr=nan: a finite number is allowed",
     ("optimizer.lr=inf",): "optimizer.lr=inf: a finite number is allowed",
     ("model.latent_dim=0",): "model.latent_dim=0: at least 1 is allowed",

@@ -271,7 +271,7 @@ def test_an_npz_with_one_array_serves_and_labels_may_be_names_or_attributes(tmp_
 NAN = np.where(np.arange(40)[:, None] == 3, np.nan, ARRAYS["table"][0])
 BAD_ARRAYS = {
     "labels_of_another_length": ({"x": ARRAYS["table"][0], "y": np.arange(39)}, r"40 examples in `x` but 39 labels"),
-    "nan": ({"x": NAN}, r"NaN or infinity in `x` \(first in example 3\)"),
+    "nan": ({"x": NAN}, r"NaN, infinity or beyond float32 in `x` \(first in example 3\)"),
     "empty": ({"x": np.zeros((0, 4))}, r"examples of shape \[0, 4\]"),
     "one_dimension": ({"x": np.arange(4.0)}, r"examples of shape \[4\]"),
     "no_x": ({"a": np.zeros((4, 4)), "b": np.zeros((4, 4))}, r"holds a, b; examples must be under `x`"),
@@ -291,9 +291,12 @@ def test_a_bad_array_is_refused_by_name(name, tmp_path):
 
 def test_files_that_are_no_arrays_are_refused(tmp_path):
     (tmp_path / "noise.npz").write_bytes(b"no array at all")
+    np.savez(tmp_path / "short.npz", x=ARRAYS["table"][0])
+    (tmp_path / "short.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:300])
     np.save(tmp_path / "pickled.npy", np.array([{"a": 1}]), allow_pickle=True)
-    for name in ("noise.npz", "pickled.npy"):
-        with pytest.raises(UserError, match=r"not a readable \.npz or \.npy file"):
+    reasons = {"noise.npz": "no NumPy file", "short.npz": "damaged or cut short", "pickled.npy": "never unpickled"}
+    for name, reason in reasons.items():
+        with pytest.raises(UserError, match=reason):
             dataset("data=arrays", f"data.path={tmp_path / name}")
     with pytest.raises(UserError, match="path that exists is allowed"):
         dataset("data=arrays", f"data.path={tmp_path / 'absent.npz'}")
@@ -323,6 +326,18 @@ def test_pictures_of_sixteen_bits_keep_their_grey_levels(tmp_path):
         Image.fromarray(ramp).save(tmp_path / f"{k}.png")
     data = dataset("data=images", f"data.path={tmp_path}", "data.size=8", "data.color=grayscale", "likelihood=gaussian")
     assert torch.equal(data.train.x[0, 0], torch.from_numpy((ramp >> 8).astype("uint8")))
+
+
+def test_pictures_beside_class_folders_are_not_dropped_in_silence(pictures):
+    Image.fromarray(np.zeros((9, 9, 3), dtype="uint8")).save(pictures / "stray.png")
+    with pytest.raises(UserError, match="1 images stand beside the class folders cats, dogs"):
+        dataset("data=images", f"data.path={pictures}")
+
+
+def test_whole_floats_are_classes(tmp_path):
+    np.savez(tmp_path / "floats.npz", x=ARRAYS["table"][0], y=np.arange(40) % 3 + 0.0)
+    path = f"data.path={tmp_path}/floats.npz"
+    assert dataset("data=arrays", path, "likelihood=gaussian").spec.names == ("0", "1", "2")
 
 
 def test_a_limit_is_no_biased_sample_of_a_sorted_source(tmp_path):

@@ -78,5 +78,7 @@ def test_conditions():
     assert Unconditional()(y) is None
     with pytest.raises(UserError, match="conditional=label: the data have no labels"):
         Label(classes=None, attributes=None)
+    with pytest.raises(UserError, match="has no effect, the data have one class alone"):
+        Label(classes=1, attributes=None)
     with pytest.raises(ValueError, match="needs labels"):
         learned(None)

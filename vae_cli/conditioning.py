@@ -35,6 +35,8 @@ class Label(nn.Module):
         width = classes or attributes
         if not width:
             raise UserError("conditional=label: the data have no labels; conditional=none is allowed")
+        if classes == 1:
+            raise UserError("conditional=label: has no effect, the data have one class alone")
         self.classes, self.dim = classes, embedding or width
         self.scale = (
             float(classes or 1) ** 0.5

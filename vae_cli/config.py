@@ -27,7 +27,7 @@ def validate(raw: Mapping[str, Any]) -> Config:
 def _schema(group: str, raw: Mapping[str, Any]) -> type[Part]:
     content = raw[group]
     if not isinstance(content, Mapping) or not isinstance(content.get("_target_"), str):
-        raise UserError(f"{group}={content}: no such option, or one without a _target_")
+        raise UserError(f"{group}: one option with a _target_ is required; conf/{group} has them")
     target = content["_target_"]
     if target not in OPTIONS[group] and target.startswith("vae_cli."):
         raise UserError(f"{group}._target_={target}: no such part of vae_cli")
@@ -54,7 +54,9 @@ def _describe(error: ValidationError, content: Any, prefix: str) -> str:
     same = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
     wanted = " or ".join(dict.fromkeys(_wanted(problem) for problem in same))
     given = content.get(name) if isinstance(content, Mapping) else content
-    return f"{key}={given}: {wanted} is allowed"
+    shown = str(given).lower() if isinstance(given, bool) else "null" if given is None else given
+    hint = f" (write [{given}])" if first["type"] == "list_type" and given is not None else ""
+    return f"{key}={shown}: {wanted} is allowed{hint}"
 
 
 def _wanted(problem: Any) -> str:

@@ -29,8 +29,10 @@ def unknown_setting(key: str) -> str:
     if owners:
         having = ", ".join(f"{group}={option}" for option in owners)
         return f"{key}: has no effect with the chosen {group}; it is a setting of {having}"
-    every = {f"{g}.{name}" for g in [*groups(), "data"] for names in _settings(g).values() for name in names}
-    return f"{key}: no such setting{suggest(key, every | set(_root())) or _allowed(group)}"
+    within = [group] if name and group in groups() else groups()
+    known = {f"{g}.{each}" for g in within for names in _settings(g).values() for each in names}
+    known |= set() if name else {*_root(), *groups()}
+    return f"{key}: no such setting{suggest(key, known) or _allowed(group)}"
 
 
 def one_line(error: Exception) -> str:
@@ -38,6 +40,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = str(error).strip()
+    if (mark := getattr(error, "problem_mark", None)) is not None:
+        return f"{mark.name}:{mark.line + 1}: no valid YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
     if (override := getattr(error, "override", None)) and type(error).__name__ == "OverrideParseException":
         return f"{override}: cannot be read ({text.splitlines()[0]}); KEY=VALUE is allowed, odd values in '\"quotes\"'"
     options = getattr(error, "options", None)
@@ -62,8 +66,12 @@ def groups() -> list[str]:
 
 def _load(path: Path) -> dict:
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except YAMLError:  # a user's own file that this command may not even use
+        return {}
     return content if isinstance(content, dict) else {}
 
 

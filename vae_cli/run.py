@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -9,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 
 from vae_cli import checkpoint, metrics
 from vae_cli.data import Dataset, Resident, Spec, load
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, suggest
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
-from vae_cli.schema import Config, Part
+from vae_cli.schema import OPTIONS, Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
@@ -30,10 +30,15 @@ def find(group: str, part: Part) -> Callable[..., Any]:
     Raises:
         UserError: it cannot be imported.
     """
+    module, _, name = part.target.rpartition(".")
     try:
-        return get_object(part.target)
+        holder = importlib.import_module(module)
     except Exception as error:
-        raise UserError(f"{group}._target_={part.target}: cannot be imported ({str(error).splitlines()[0]})") from None
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{group}._target_={part.target}: cannot be imported ({reason})") from error
+    if not hasattr(holder, name):
+        raise UserError(f"{group}._target_={part.target}: {module} has no {name}{suggest(name, dir(holder))}")
+    return getattr(holder, name)
 
 
 def assemble(group: str, part: Part, **offered: Any) -> Any:
@@ -55,7 +60,7 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
     try:
         return kind(**arguments)
     except ValueError as error:
-        raise UserError(f"{group}: {part.target} refuses its settings ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{group}: {part.target} refuses its settings ({_first_line(error)})") from error
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -87,6 +92,7 @@ def build(config: Config, spec: Spec) -> VAE:
         likelihood=likelihood,
         conditioning=conditioning,
         shape=spec.shape,
+        log_volume=spec.log_volume,
     )
 
 
@@ -108,6 +114,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, accepted: Calla
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    _probe(vae, dataset, config, device)
     last, best = _states(folder, dataset, device) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
     conditional = getattr(vae.conditioning, "dim", 0) > 0
@@ -123,6 +130,30 @@ def train(config: Config, folder: Path, *, resume: bool = False, accepted: Calla
         return _finish(config, dataset, trainer, reporter)
     finally:
         reporter.close()
+
+
+@torch.no_grad()
+def _probe(vae: VAE, dataset: Dataset, config: Config, device: torch.device) -> None:
+    """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
+    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
+    own = ", ".join(f"{name}={_name(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
+    data = dataset.resident("train", device)
+    if not own or data is None:
+        return
+    try:
+        x, y = data.batch(slice(0, 2))
+        with metrics.undisturbed(vae):
+            found = list(vae(x, y).log_likelihood.shape)
+            mean = list(vae.sample(2, y).shape)
+    except Exception as error:
+        raise UserError(f"{own}: fails on two examples ({type(error).__name__}: {_first_line(error)})") from error
+    for what, shape, wanted in (("log_prob(x)", found, [1, len(x)]), ("mean", mean, [2, *dataset.spec.shape])):
+        if shape != wanted:
+            raise UserError(f"{own}: p(x|z).{what} has shape {shape} for two examples; {wanted} is allowed")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def _states(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -185,7 +216,7 @@ def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, rep
     count = sum(p.numel() for p in vae.parameters())
     sizes = ", ".join(f"{n:,} {split}" for split, n in dataset.sizes.items())
     kind = {
-        "scale": ", standardised" if spec.mean else "",
+        "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
         "bernoulli": ", binarised dynamically",
         "dequantize": ", dequantised",
     }[dataset.kind]
@@ -201,18 +232,24 @@ def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, rep
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
             "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
         )
+    if dataset.kind == "bernoulli" and len(spec.shape) == 3 and spec.shape[0] == 3:
+        reporter.warn(
+            "colour pictures are binarised channel by channel for likelihood=bernoulli; "
+            "likelihood=discretized_logistic or gaussian models their colours"
+        )
     if spec.levels is not None and not getattr(vae.likelihood, "discrete", False):
         reporter.warn(
             "a density on discrete values can grow without bound: compare it only with runs of the same likelihood "
             "settings" + ("" if spec.binary else ", or set data.dequantize=true")
         )
     if trainer.step >= trainer.total:
-        reporter.warn(f"nothing left to train: step {trainer.step} of {trainer.total}; give more trainer.epochs")
+        reporter.line(f"nothing left to train: {trainer.step} steps done, {trainer.total} asked for (trainer.epochs)")
     epochs = trainer.total / trainer.steps_per_epoch
     if trainer.kl.settled > epochs:
+        names = [f"kl.{name}" for name in ("warmup", "period", "cycles") if hasattr(trainer.kl, name)]
         reporter.warn(
             f"the KL schedule takes {trainer.kl.settled:g} epochs to settle but the run has {epochs:g}: "
-            "shorten it (kl.warmup, or kl.period and kl.cycles) or train longer"
+            f"shorten it ({', '.join(names) or 'its duration'}) or train longer"
         )
 
 

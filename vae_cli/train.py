@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import count, pairwise
@@ -20,6 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vae_cli import errors
 from vae_cli.errors import CONF, UserError, one_line
@@ -38,7 +40,7 @@ def main() -> None:
     try:
         sys.argv[1:] = _prepared(sys.argv[1:])
         application()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         if DEBUGGING:
             raise
         sys.exit(f"vae-train: error: {one_line(error)}")
@@ -67,9 +69,12 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     folder = Path(given)
     for needed in (".hydra/config.yaml", "checkpoints/last.pt"):
         if not (folder / needed).is_file():
-            raise UserError(f"resume={given}: no run to go on with there ({needed} is missing)")
-    quoted = str(folder).replace("'", "\\'")
-    return [*arguments, f"hydra.run.dir='{quoted}'"]
+            jobs = sorted(str(path.parents[1]) for path in folder.glob("*/checkpoints/last.pt"))
+            hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
+            raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
+    quoted = "'" + str(folder).replace("'", "\\'") + "'"
+    others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
+    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
 
 
 def _remember_own_options(arguments: Sequence[str]) -> None:
@@ -101,9 +106,9 @@ def application(composed: DictConfig) -> float:
             raise  # a sweep goes on with its other jobs
         sys.exit(f"vae-train: error: {one_line(error)}")
     except KeyboardInterrupt:
-        shown = os.path.relpath(folder)
+        shown = shlex.quote(f"resume={os.path.relpath(folder)}")
         saved = (folder / "checkpoints" / "last.pt").exists()
-        raise KeyboardInterrupt(f"; go on with: vae-train resume={shown}" if saved else "") from None
+        raise KeyboardInterrupt(f"; go on with: vae-train {shown}" if saved else "") from None
 
 
 def _typed(key: str) -> bool:
@@ -139,15 +144,17 @@ def _train(composed: DictConfig, folder: Path, resume: bool) -> float:
     from vae_cli import run  # brings torch
 
     summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
-    print(f"tensorboard --logdir {os.path.relpath(folder)}")
+    print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
     return summary.get("valid/elbo", summary["train/elbo"])
 
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the settings a run was accepted with, resolved, and what was typed to get them."""
+    """Write the settings a run was accepted with, resolved, and what was typed to get them, resumptions included."""
+    earlier = folder / ".hydra" / "overrides.yaml"
+    typed = [*(OmegaConf.load(earlier) if earlier.is_file() else []), *HydraConfig.get().overrides.task]
     for name, content in (
         ("config", settings),
-        ("overrides", list(HydraConfig.get().overrides.task)),
+        ("overrides", [override for override in typed if not override.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
         OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml.partial")

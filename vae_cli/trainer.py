@@ -187,7 +187,7 @@ class Trainer:
         if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
             raise UserError(
                 f"training diverged: {', '.join(bad)} not finite by step {self.step}; "
-                "lower optimizer.lr, set trainer.grad_clip=1, or raise likelihood.min_scale where it has one"
+                "lower optimizer.lr, set trainer.grad_clip=1, standardise the data, or raise likelihood.min_scale"
             )
 
     def _validate(self, every: int) -> None:

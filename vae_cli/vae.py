@@ -31,6 +31,7 @@ class VAE(nn.Module):
         likelihood: decoder outputs → p(x|z,c).
         conditioning: labels → condition.
         shape: of one example.
+        log_volume: Σ log std of standardised data, nats: log p(x) is then that of the data's own values.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class VAE(nn.Module):
         likelihood: Any,
         conditioning: nn.Module,
         shape: tuple[int, ...],
+        log_volume: float = 0.0,
     ):
         super().__init__()
         self.model: Any
         self.likelihood: Any
         self.model, self.posterior, self.prior = model, posterior, prior
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
+        self.log_volume = log_volume
         self.products = torch.float32  # type of the matrix products and convolutions of encoder and decoder
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
@@ -63,7 +66,7 @@ class VAE(nn.Module):
         c = self.conditioning(y)
         posterior, prior = self._encode(x, c), self.prior(c)
         z = posterior.rsample((samples,))
-        log_likelihood = self._decode(z, c).log_prob(x)
+        log_likelihood = self._decode(z, c).log_prob(x) - self.log_volume
         return Output(log_likelihood, kl_by_dimension(posterior, prior, z), z, posterior, prior)
 
     @torch.no_grad()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from vae_cli.data import pixels
 from vae_cli.data.examples import Examples, Splits, carve
 from vae_cli.data.resident import Resident
 from vae_cli.errors import UserError
+
+SUPPORTS = ("binary", "unit", "levels", "real")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Spec:
     @property
     def size(self) -> int:
         """The number of elements of one example, D."""
-        return prod(self.shape)
+        return math.prod(self.shape)
 
     @property
     def binary(self) -> bool:
@@ -49,6 +51,11 @@ class Spec:
     def unit(self) -> bool:
         """Whether every value is in [0, 1]."""
         return self.low >= 0.0 and self.high <= 1.0
+
+    @property
+    def log_volume(self) -> float:
+        """Σ log std: what a log-density of standardised values exceeds that of the data's own values by, nats."""
+        return sum(math.log(std) for std in self.std or ())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
@@ -92,7 +99,9 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
     splits = carve(source, valid=part.valid or 0, test=part.test, seed=part.seed)
     if part.limit is not None:
         splits = replace(splits, train=subset(splits.train, part.limit, part.seed))
-    splits, raw = _standardize(part, splits, _describe(splits))
+    if support not in SUPPORTS:
+        raise UserError(f"likelihood={likelihood}: its support is {support!r}; {', '.join(SUPPORTS)} are allowed")
+    splits, raw = _standardize(part, splits, _describe(splits), support)
     kind, spec = _choose(part, raw, support)
     _check_support(spec, support, likelihood)
     once = {"static": "bernoulli", "threshold": "threshold"}.get(kind)
@@ -137,9 +146,10 @@ def _describe(splits: Splits) -> Spec:
     return Spec(tuple(x.shape[1:]), splits.levels, 0.0, 1.0, splits.names, attributes)
 
 
-def _standardize(part: schema.Data, splits: Splits, raw: Spec) -> tuple[Splits, Spec]:
+def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> tuple[Splits, Spec]:
     """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked."""
-    wanted = (raw.levels is None and not raw.unit) if part.standardize == "auto" else part.standardize
+    unbounded = raw.levels is None and not raw.unit and support == "real"
+    wanted = unbounded if part.standardize == "auto" else part.standardize
     if not wanted:
         return splits, raw
     if raw.levels is not None:

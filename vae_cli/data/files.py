@@ -43,11 +43,18 @@ def arrays(*, path: str) -> Splits:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not path.is_file():
         raise UserError(f"data.path={path}: no such file; an .npz or .npy file is allowed")
-    try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
-    except Exception as error:
-        raise UserError(f"data.path={path}: not a readable .npz or .npy file ({error})".splitlines()[0]) from None
+    with path.open("rb") as file:
+        if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
+            raise UserError(f"data.path={path}: no NumPy file; an .npz or .npy (numpy.savez, numpy.save) is allowed")
+        file.seek(0)
+        try:
+            loaded: Any = np.load(file, allow_pickle=False)
+            content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+        except Exception as error:
+            reason = f"damaged or cut short: {str(error).splitlines()[0]}"
+            if "pickle" in str(error):
+                reason = "it holds Python objects, which are never unpickled; save numbers or strings, y.astype(str)"
+            raise UserError(f"data.path={path}: cannot be read ({reason})") from None
     if "x" not in content and len(content) != 1:
         raise UserError(f"data.path={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
     x = content["x"] if "x" in content else next(iter(content.values()))
@@ -72,11 +79,13 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8)), levels
     if x.dtype.kind not in "uif":
         raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
-    values = np.ascontiguousarray(x, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
         raise UserError(
-            f"data.path={path}: NaN or infinity in `x` (first in example {bad}); finite numbers are allowed"
+            f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); "
+            "finite numbers are allowed"
         )
     if ((values == 0) | (values == 1)).all():
         return torch.from_numpy(values.astype(np.uint8)), 2
@@ -85,6 +94,8 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
 
 def _labels(path: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return labels and the names of their classes, in sorted order; attributes have none."""
+    if y.dtype.kind == "f" and y.ndim == 1 and (y == np.round(y)).all():
+        y = y.astype(np.int64)
     if y.dtype.kind in "uibUS" and y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim == 1 and y.dtype.kind in "uibUS":
@@ -94,7 +105,7 @@ def _labels(path: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
         return torch.from_numpy(y.astype(np.float32)), None
     raise UserError(
         f"data.path={path}: labels `y` of shape {_shown(y.shape)} and type {y.dtype}; "
-        "classes [N] (integers or names) or finite attributes [N, A] are allowed"
+        "classes [N] (whole numbers or names) or finite attributes [N, A] are allowed"
     )
 
 
@@ -104,6 +115,13 @@ def images(*, path: str, size: int | list[int], color: str) -> Splits:
     if not root.is_dir():
         raise UserError(f"data.path={path}: no such folder")
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and _pictures(entry))
+    beside = [file for file in root.iterdir() if _is_picture(file)]
+    if folders and beside:
+        names = ", ".join(folder.name for folder in folders)
+        raise UserError(
+            f"data.path={path}: {len(beside)} images stand beside the class folders {names}; "
+            "images in class folders alone, or in none, are allowed"
+        )
     files = [file for folder in folders for file in _pictures(folder)] or _pictures(root)
     if not files:
         raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))})")
@@ -116,7 +134,11 @@ def images(*, path: str, size: int | list[int], color: str) -> Splits:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(file for file in folder.rglob("*") if _is_picture(file))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
 def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor:

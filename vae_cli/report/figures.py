@@ -37,6 +37,9 @@ def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = (), *, 
     axes.set_title(title, fontsize=11, loc="left")
     step = (width if sideways else height) / max(1, len(rows))
     places = [step * (k + 0.5) for k in range(len(rows))]
+    if sideways:  # names side by side need room
+        every = -(-len(rows) // 12) or 1
+        places, rows = places[::every], rows[::every]
     axes.set_xticks(*((places, rows) if sideways else ([],)))
     axes.set_yticks(*(([],) if sideways else (places, rows)))
     axes.tick_params(length=0)

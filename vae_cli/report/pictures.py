@@ -72,6 +72,6 @@ def class_samples(vae: VAE, data: Resident, spec: Spec, columns: int = 12, most:
         kinds = torch.arange(min(spec.classes, most), device=y.device)
         names = list((spec.names or ())[: len(kinds)])
     else:
-        kinds, names = y[:10], [f"as example {k}" for k in range(len(y[:10]))]
+        kinds, names = y[:10], [f"example {k}" for k in range(len(y[:10]))]
     x = vae.sample(len(kinds) * columns, kinds.repeat_interleave(columns, 0))
     return x.view(len(kinds), columns, *x.shape[1:]), names
