@@ -17,6 +17,8 @@ from vae_cli.report.board import Board
 from vae_cli.report.console import Terminal
 from vae_cli.vae import VAE
 
+PACE = 1.0  # seconds between plain lines at least, where there is no terminal
+
 
 class Reporter:
     """Writes what a run has to say into its folder and to the terminal.
@@ -50,7 +52,7 @@ class Reporter:
 
     def begin(self, step: int, total: int) -> None:
         """Training begins."""
-        self.total, self.first, self.began = total, step, time.perf_counter()
+        self.total, self.first, self.began, self.spoke = total, step, time.perf_counter(), 0.0
         self.terminal.begin(step, total)
 
     def advance(self, step: int) -> None:
@@ -67,8 +69,10 @@ class Reporter:
         if split == "valid":
             self._write(step, epoch, result.scalars(split))
         self.board.histogram(f"{split}/kl_by_dimension", result.kl_by_dimension, step)
-        if self.terminal.progress is None:
-            left = (time.perf_counter() - self.began) / max(1, step - self.first) * (self.total - step)
+        now = time.perf_counter()
+        if self.terminal.progress is None and (now - self.spoke > PACE or step == self.total):
+            self.spoke = now
+            left = (now - self.began) / max(1, step - self.first) * (self.total - step)
             self.terminal.line(
                 f"epoch {epoch:g} step {step}/{self.total}: {split} ELBO {result.elbo:.3f} = reconstruction "
                 f"{result.reconstruction:.3f} - KL {result.kl:.3f}, active units {result.active_units}, "
