@@ -203,7 +203,10 @@ def _set_up_process(config: Config) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.trainer.deterministic)
     if config.trainer.compile:
+        import torch._inductor.config as inductor
+
         torch.compiler.reset()
+        inductor.fallback_random = True  # the compiled step draws what the eager one would
 
 
 def _name(part: Part) -> str:
