@@ -72,6 +72,14 @@ def test_what_resume_refuses(tmp_path):
         assert (folder / ".hydra" / "config.yaml").read_text() == kept
 
 
+def test_a_refused_run_leaves_another_runs_claim_alone(tmp_path):
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)  # a run that has just begun
+    done = command(*QUICK, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 1
+    assert "holds a run already" in done.stderr
+    assert (tmp_path / "run" / ".hydra").is_dir()
+
+
 def test_runs_started_at_once_each_get_a_folder(tmp_path):
     at_once = [sys.executable, "-m", "vae_cli.train", *QUICK, "hydra.job.name=x"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

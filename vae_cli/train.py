@@ -92,14 +92,15 @@ def application(composed: DictConfig) -> float:
     if sweeping:
         print(f"job {job.job.num}: {job.job.override_dirname}")
     resume = bool(composed.get("resume"))
-    folder = Path(job.runtime.output_dir)
+    folder, claimed = Path(job.runtime.output_dir), False
     try:
-        folder = folder if resume else _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
+        if not resume:
+            folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
+            claimed = True
         return _train(composed, folder, resume)
     except (UserError, OmegaConfBaseException) as error:
-        with contextlib.suppress(OSError):  # where the run was refused before it wrote anything
-            (folder / ".hydra").rmdir()
-            folder.rmdir()
+        if claimed:  # another run's claim is not ours to withdraw
+            _withdraw(folder)
         if sweeping:
             print(f"job {job.job.num} failed: {one_line(error)}", file=sys.stderr)
         if sweeping or DEBUGGING:
@@ -133,6 +134,13 @@ def _claimed(folder: Path, *, chosen: bool) -> Path:
         else:
             return candidate
     raise AssertionError("count() does not end")
+
+
+def _withdraw(folder: Path) -> None:
+    """Give a claimed folder up, where the run was refused before it wrote anything."""
+    with contextlib.suppress(OSError):
+        (folder / ".hydra").rmdir()
+        folder.rmdir()
 
 
 def _train(composed: DictConfig, folder: Path, resume: bool) -> float:
