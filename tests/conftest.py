@@ -30,12 +30,11 @@ def train(folder, *overrides, resume=False):
     return run.train(configure(*overrides), Path(folder), resume=resume)
 
 
-def command(*arguments, cwd=ROOT, env=None, timeout=300, module="vae_cli.train"):
+def command(*arguments, cwd=ROOT, timeout=300):
     """Run vae-train in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", "vae_cli.train", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "HYDRA_FULL_ERROR": "", **(env or {})} if env else None,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 
 FORMAT = 1
 
@@ -30,7 +30,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: the checkpoint cannot be written ({first_line(error)})") from error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

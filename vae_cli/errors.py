@@ -16,6 +16,12 @@ class UserError(Exception):
     """Something the person at the terminal can mend. Its text is one line; `vae-train` prints it and exits with 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or, where it says nothing, its name."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean …?' where a known word resembles the given one, else ''."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -56,7 +62,7 @@ def one_line(error: Exception) -> str:
         return f"{getattr(error, 'full_key', None) or text.split()[-1]}: required; nothing was given"
     if match := re.search(r"Could not find '([^']+)'", text):
         return f"{match[1]}: no such option"
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error)
 
 
 def groups() -> list[str]:

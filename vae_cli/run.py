@@ -13,7 +13,7 @@ import torch
 
 from vae_cli import checkpoint, metrics
 from vae_cli.data import Dataset, Resident, Spec, load
-from vae_cli.errors import UserError, suggest
+from vae_cli.errors import UserError, first_line, suggest
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
 from vae_cli.schema import OPTIONS, Config, Part
@@ -34,7 +34,7 @@ def find(group: str, part: Part) -> Callable[..., Any]:
     try:
         holder = importlib.import_module(module)
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{group}._target_={part.target}: cannot be imported ({reason})") from error
     if not hasattr(holder, name):
         raise UserError(f"{group}._target_={part.target}: {module} has no {name}{suggest(name, dir(holder))}")
@@ -60,7 +60,7 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
     try:
         return kind(**arguments)
     except ValueError as error:
-        raise UserError(f"{group}: {part.target} refuses its settings ({_first_line(error)})") from error
+        raise UserError(f"{group}: {part.target} refuses its settings ({first_line(error)})") from error
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -96,7 +96,9 @@ def build(config: Config, spec: Spec) -> VAE:
     )
 
 
-def train(config: Config, folder: Path, *, resume: bool = False, accepted: Callable[[], None] | None = None) -> Any:
+def train(
+    config: Config, folder: Path, *, resume: bool = False, accepted: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """Train the model of a configuration into a run folder and return its summary.
 
     Args:
@@ -137,23 +139,18 @@ def _probe(vae: VAE, dataset: Dataset, config: Config, device: torch.device) -> 
     """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
     parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
     own = ", ".join(f"{name}={_name(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
-    data = dataset.resident("train", device)
-    if not own or data is None:
+    if not own:
         return
+    x, y = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
     try:
-        x, y = data.batch(slice(0, 2))
         with metrics.undisturbed(vae):
             found = list(vae(x, y).log_likelihood.shape)
             mean = list(vae.sample(2, y).shape)
     except Exception as error:
-        raise UserError(f"{own}: fails on two examples ({type(error).__name__}: {_first_line(error)})") from error
+        raise UserError(f"{own}: fails on two examples ({type(error).__name__}: {first_line(error)})") from error
     for what, shape, wanted in (("log_prob(x)", found, [1, len(x)]), ("mean", mean, [2, *dataset.spec.shape])):
         if shape != wanted:
             raise UserError(f"{own}: p(x|z).{what} has shape {shape} for two examples; {wanted} is allowed")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def _states(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -173,7 +170,7 @@ def _about(dataset: Dataset) -> dict[str, Any]:
 
 
 def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, folder: Path) -> Trainer:
-    about = {"config": config.model_dump(by_alias=True, serialize_as_any=True), **_about(dataset)}
+    about = {"config": config.plain, **_about(dataset)}
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
         if best is not None:
@@ -286,7 +283,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "steps": trainer.step,
         "evaluated_epoch": round(epoch, 4),
     }
-    reporter.finish(summary, _flat(config.model_dump(by_alias=True, serialize_as_any=True)), trainer.step, note)
+    reporter.finish(summary, _flat(config.plain), trainer.step, note)
     reporter.figures(vae, shown, shown_result)
     return summary
 

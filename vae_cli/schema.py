@@ -350,6 +350,11 @@ class Config(Settings):
     seed: Seed
     resume: str | None
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The whole configuration as plain values, as it was composed."""
+        return self.model_dump(by_alias=True, serialize_as_any=True)
+
 
 # What may stand under each group: the target of each of our options and its settings; then a user's own.
 OPTIONS: dict[str, dict[str, type[Part]]] = {

@@ -23,6 +23,7 @@ from vae_cli.schema import Trainer as TrainerSettings
 from vae_cli.vae import VAE
 
 TRACKED = ("loss", "elbo", "reconstruction", "kl")
+COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
 PICTURES = 10  # how many times in a run pictures go to TensorBoard
@@ -75,7 +76,7 @@ class Trainer:
         self.lr = [group["lr"] for group in optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
-        self.best_is_new, self.waited, self.warned = False, 0, False
+        self.best_is_new, self.waited = False, 0
         self.sums = torch.zeros(len(TRACKED), device=self.device)
         self.summed = 0
         self.since, self.since_step = time.perf_counter(), 0
@@ -214,10 +215,10 @@ class Trainer:
         """Warn once, when the KL weight has settled, half the run is over and most units are dead."""
         settled = self.epoch >= self.kl.settled and self.step >= max(self.total // 2, FIRST_STEPS)
         latent_dim = len(result.kl_by_dimension)
-        if settled and not self.warned and latent_dim > 1 and result.active_units < latent_dim / 2:
-            self.warned = True
+        warned = any(line.startswith(COLLAPSE) for line in self.reporter.warnings)
+        if settled and not warned and latent_dim > 1 and result.active_units < latent_dim / 2:
             self.reporter.warn(
-                f"posterior collapse: {result.active_units} of {latent_dim} latent units are active; "
+                f"{COLLAPSE}: {result.active_units} of {latent_dim} latent units are active; "
                 "try annealing (kl=linear or kl=cyclical), kl.free_bits=0.25, a smaller kl.weight, "
                 "or fewer dimensions (model.latent_dim)"
             )
@@ -243,7 +244,6 @@ class Trainer:
             "seconds": self.seconds,
             "best_elbo": None if self.best is None else self.best["elbo"],
             "waited": self.waited,
-            "warned": self.warned,
             "warnings": list(self.reporter.warnings),
             "sums": self.sums,
             "summed": self.summed,
@@ -260,7 +260,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
             best = best | {"elbo": -math.inf if state["best_elbo"] is None else state["best_elbo"]}
-        self.best, self.waited, self.warned = best, state["waited"], state["warned"]
+        self.best, self.waited = best, state["waited"]
         self.reporter.warnings += state["warnings"]
         self.sums.copy_(state["sums"])
         self.summed = state["summed"]

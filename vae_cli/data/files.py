@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.data.examples import Examples, Splits
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -51,7 +51,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             loaded: Any = np.load(file, allow_pickle=False)
             content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
         except Exception as error:
-            reason = f"damaged or cut short: {str(error).splitlines()[0]}"
+            reason = f"damaged or cut short: {first_line(error)}"
             if "pickle" in str(error):
                 reason = "it holds Python objects, which are never unpickled; save numbers or strings, y.astype(str)"
             raise UserError(f"data.path={path}: cannot be read ({reason})") from None
@@ -172,7 +172,7 @@ def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) 
         with Image.open(file) as opened:
             picture = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     except Exception as error:
-        raise UserError(f"data.path: {file} cannot be read as an image ({error})".splitlines()[0]) from None
+        raise UserError(f"data.path: {file} cannot be read as an image ({first_line(error)})") from None
     if crop is not None:
         left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
         picture = picture.crop((left, top, left + crop, top + crop))

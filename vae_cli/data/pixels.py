@@ -35,10 +35,10 @@ def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
     draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     uniform = draws.view(torch.int16)[:n].view(x.shape).clamp_(max=32766)  # so that white is always white
     if levels == 256:
-        threshold = x.to(torch.int16).mul_(257).sub_(32768)
+        bound = x.to(torch.int16).mul_(257).sub_(32768)
     else:
-        threshold = x.float().mul_(65535.0 / (levels - 1)).sub_(32768.0).round_().to(torch.int16)
-    return uniform.lt(threshold).float()
+        bound = x.float().mul_(65535.0 / (levels - 1)).sub_(32768.0).round_().to(torch.int16)
+    return uniform.lt(bound).float()
 
 
 def dequantize(x: Tensor, *, levels: int) -> Tensor:

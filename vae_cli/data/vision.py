@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.data.examples import Examples, Splits, numbered
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 
 TIMEOUT = 20.0  # seconds to wait for a first answer from a data set's host
 
@@ -24,19 +24,14 @@ def _fetch(root: str, build: Callable[..., Any], hosts: list[str]) -> Any:
         return build(root=root, download=False)
     except Exception as error:
         if "not found" not in str(error):  # what torchvision says of absent files
-            raise UserError(f"data.root={root}: its files cannot be read: {_reason(error)}") from error
+            raise UserError(f"data.root={root}: its files cannot be read: {first_line(error)}") from error
     _require_network(root, hosts)
     try:
         return _with_timeouts(lambda: build(root=root, download=True))
     except Exception as error:
         raise UserError(
-            f"data.root={root}: the data set is not there and its download failed: {_reason(error)}"
+            f"data.root={root}: the data set is not there and its download failed: {first_line(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _require_network(root: str, hosts: list[str]) -> None:

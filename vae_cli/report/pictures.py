@@ -57,10 +57,10 @@ def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
 @torch.no_grad()
 def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tensor:
     """Return means of p(x|z) for draws of the prior, labels taken from the data: [rows, columns, *shape]."""
-    x, y = data.batch(slice(0, rows * columns))
+    n, y = rows * columns, data.examples.y
     if y is not None:
-        y = y.repeat(rows * columns, *[1] * (y.ndim - 1))[: rows * columns]
-    return vae.sample(rows * columns, y).view(rows, columns, *x.shape[1:])
+        y = y[torch.arange(n, device=y.device) % min(n, len(y))]
+    return vae.sample(n, y).view(rows, columns, *vae.shape)
 
 
 @torch.no_grad()

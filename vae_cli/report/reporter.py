@@ -101,9 +101,8 @@ class Reporter:
             draw("samples", pictures.samples(vae, data), "means of p(x|z) for draws of z from the prior")
             if self.conditional:
                 x, names = pictures.class_samples(vae, data, self.spec)
-                title = (
-                    f"one {'block' if sideways else 'row'} {'a class' if self.spec.classes else 'an attribute vector'}"
-                )
+                each = "a class" if self.spec.classes else "an attribute vector"
+                title = f"one {'block' if sideways else 'row'} {each}"
                 if len(names) < (self.spec.classes or 0):
                     title += f" (the first {len(names)} of {self.spec.classes})"
                 draw("class_samples", x, f"means of p(x|z,c) for draws of z from the prior, {title}", names)
