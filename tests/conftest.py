@@ -7,22 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from vae_cli import run
-from vae_cli.config import validate
-from vae_cli.errors import CONF
+from vae_cli.config import compose
 
 ROOT = Path(__file__).parent.parent
 TINY = ["data=synthetic", "data.n=200", "data.shape=[12,12]", "model.latent_dim=4", "trainer.steps=2"]
 
 
-def configure(*overrides):
-    """Compose and validate a configuration as vae-train would."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        composed = OmegaConf.to_container(compose("train", list(overrides)), resolve=True, throw_on_missing=True)
-    return validate({key: value for key, value in composed.items() if key not in ("experiment", "debug", "hydra")})
+configure = compose  # composes and validates a configuration as vae-train would
 
 
 def train(folder, *overrides, resume=False):

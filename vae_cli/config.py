@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vae_cli.errors import UserError, unknown_setting
+from vae_cli.errors import CONF, UserError, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Part, Trainer
 
 
@@ -22,6 +22,18 @@ def validate(raw: Mapping[str, Any]) -> Config:
     config = _check(Config, {**raw, **parts, "trainer": trainer}, "")
     _refuse_without_effect(config)
     return config
+
+
+def compose(*overrides: str) -> Config:
+    """Compose the settings that `vae-train OVERRIDES` would run with, in this process."""
+    from hydra import compose as composed
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        raw = OmegaConf.to_container(composed("train", list(overrides)), resolve=True, throw_on_missing=True)
+    assert isinstance(raw, dict)
+    return validate({str(key): value for key, value in raw.items() if key not in ("experiment", "debug", "hydra")})
 
 
 def _schema(group: str, raw: Mapping[str, Any]) -> type[Part]:
@@ -86,7 +98,37 @@ def _refuse_without_effect(config: Config) -> None:
         raise UserError(
             f"data.dequantize=true: contradicts data.binarize={config.data.binarize}; auto or none is allowed"
         )
+    _refuse_contradictions(config)
     if config.data.valid == 0 and config.trainer.early_stopping:
         raise UserError("trainer.early_stopping: has no effect with data.valid=0; give validation examples")
     if config.data.valid == 0 and config.lr_schedule.target.endswith("PlateauLR"):
         raise UserError("lr_schedule=plateau: has no effect with data.valid=0; give validation examples")
+
+
+def _refuse_contradictions(config: Config) -> None:
+    """Refuse parts that cannot be together."""
+    chosen = {group: getattr(config, group).target.removeprefix("vae_cli.") for group in OPTIONS}
+    objective, posterior = chosen["objective"].removeprefix("objective."), chosen["posterior"]
+    if chosen["prior"] == "prior.Vamp" and posterior == "posterior.Flow":
+        raise UserError(
+            "prior=vamp: the densities of posterior=flow at every pseudo-input would take minutes a step; "
+            "posterior=gaussian or full_gaussian is allowed"
+        )
+    if chosen["prior"] == "prior.Conditional" and chosen["conditional"] == "conditioning.Unconditional":
+        raise UserError("prior=conditional: needs labels; with it conditional=label is allowed")
+    if objective in ("IWAE", "BetaTC"):
+        name = {"IWAE": "iwae", "BetaTC": "beta_tc"}[objective]
+        if config.kl.free_bits > 0:
+            raise UserError(f"kl.free_bits={config.kl.free_bits:g}: has no effect with objective={name}; 0 is allowed")
+        if chosen["kl"] == "schedule.Capacity":
+            raise UserError(f"kl=capacity: has no effect with objective={name}; any other kl is allowed")
+    ladder = chosen["model"] == "model.ladder.Ladder"
+    if objective == "IWAE" and ladder and config.objective.gradient != "standard":  # type: ignore[attr-defined]
+        raise UserError(
+            f"objective.gradient={config.objective.gradient}: "  # type: ignore[attr-defined]
+            "model=ladder shares weights between q and p; standard is allowed"
+        )
+    if objective in ("BetaTC", "Factor") and ladder:
+        raise UserError("model=ladder: its layers depend on one another; objective=elbo, iwae or mmd is allowed")
+    if objective == "BetaTC" and posterior in ("posterior.FullGaussian", "posterior.Flow"):
+        raise UserError("objective=beta_tc: needs independent dimensions in q(z|x); posterior=gaussian is allowed")

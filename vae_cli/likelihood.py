@@ -93,6 +93,10 @@ class Bernoulli(Likelihood):
         """Map logits [..., 1, *shape] to p(x|z)."""
         return BernoulliElements(_split(outputs, event_dims)[0], event_dims)
 
+    def outputs_for(self, mean: Tensor) -> Tensor:
+        """Return the outputs [1, *shape] whose mean is the given one [*shape], within (0.001, 0.999)."""
+        return torch.logit(mean.clamp(0.001, 0.999)).unsqueeze(0)
+
 
 class ContinuousBernoulliElements(BernoulliElements):
     """p(x) = C(l) exp(x·l) / (1 + exp l) with log C(l) = log(l / tanh(l/2)), a density on [0, 1]."""

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from vae_cli import checkpoint, metrics
+from vae_cli.config import validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError, first_line, suggest
+from vae_cli.objective import Objective
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
 from vae_cli.schema import OPTIONS, Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
-from vae_cli.vae import VAE
+from vae_cli.vae import VAE, Encoder
 
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -84,7 +87,18 @@ def build(config: Config, spec: Spec) -> VAE:
         outputs=likelihood.outputs,
     )
     posterior = assemble("posterior", config.posterior, features=model.features, latent_dim=latent_dim)
-    prior = assemble("prior", config.prior, latent_dim=latent_dim, condition_dim=conditioning.dim)
+    prior = assemble(
+        "prior",
+        config.prior,
+        latent_dim=latent_dim,
+        condition_dim=conditioning.dim,
+        encoder=Encoder(model, posterior),
+        shape=spec.shape,
+        low=spec.low,
+        high=spec.high,
+    )
+    if hasattr(model, "hierarchy"):
+        posterior, prior = model.hierarchy(posterior, prior)
     return VAE(
         model=model,
         posterior=posterior,
@@ -94,6 +108,49 @@ def build(config: Config, spec: Spec) -> VAE:
         shape=spec.shape,
         log_volume=spec.log_volume,
     )
+
+
+def settings_of(folder: Path, *, trust: bool = False) -> Config:
+    """Return the configuration that a run folder was trained with.
+
+    Args:
+        folder: of the run.
+        trust: whether parts that are not vae_cli's own may be built: their modules are code that would run.
+
+    Raises:
+        UserError: there is no run, or it names foreign parts.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        jobs = sorted(str(each.parents[1]) for each in folder.glob("*/.hydra/config.yaml"))
+        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
+        raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
+    raw = yaml.safe_load(path.read_text())
+    for group, content in raw.items() if isinstance(raw, dict) else ():
+        target = content.get("_target_", "vae_cli.") if isinstance(content, dict) else "vae_cli."
+        if not trust and not str(target).startswith(("vae_cli.", "torch.optim.")):
+            raise UserError(
+                f"{group}._target_={target}: not a part of vae_cli; trust=true runs it, if you trust {folder}"
+            )
+    return validate(raw)
+
+
+def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple[Config, VAE]:
+    """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
+
+    Raises:
+        UserError: there is no run, it names foreign parts, or its weights do not fit its configuration.
+    """
+    config = settings_of(folder, trust=trust)
+    best = folder / "checkpoints" / "best.pt"
+    last = config.trainer.final == "last" or not best.is_file()
+    state = checkpoint.load(folder / "checkpoints" / "last.pt" if last else best, device)
+    vae = build(config, Spec.from_dict(state["spec"])).to(device)
+    try:
+        vae.load_state_dict(state.get("averaged") or state["model"])
+    except RuntimeError as error:
+        raise UserError(f"run={folder}: its weights do not fit its settings ({first_line(error)})") from error
+    return config, vae.eval().requires_grad_(False)
 
 
 def train(
@@ -116,6 +173,7 @@ def train(
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+    vae.initialize(*dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
     _probe(vae, dataset, config, device)
     last, best = _states(folder, dataset, device) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,12 +235,19 @@ def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, fol
             checkpoint.save(best | about, folder / "checkpoints" / "best.pt")
         checkpoint.save(last | about, folder / "checkpoints" / "last.pt")
 
+    objective = assemble(
+        "objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train)
+    )
+    if not isinstance(objective, Objective):
+        raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
+    objective = objective.to(next(vae.parameters()).device)
+    groups = [{"params": list(vae.parameters())}, *objective.groups()]
     steps, a_pass = config.trainer.steps, epoch_length(config.trainer, len(dataset.train))
     return Trainer(
         vae=vae,
-        objective=assemble("objective", config.objective),
+        objective=objective,
         kl=assemble("kl", config.kl),
-        optimizer=assemble("optimizer", config.optimizer, params=list(vae.parameters()), fused=True),
+        optimizer=assemble("optimizer", config.optimizer, params=groups, fused=True),
         lr_schedule=assemble(
             "lr_schedule", config.lr_schedule, epochs=float(steps / a_pass if steps else config.trainer.epochs)
         ),
@@ -270,10 +335,11 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     for split, data in sets.items():
         if data is not None:
             result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
-            shown, shown_result = data, result
+            shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
+    summary |= {f"{shown_split}/{key}": value for key, value in _beyond(config, vae, shown, shown_result).items()}
     summary |= {
         "train/examples": min(len(dataset.train), EVALUATED),
         "parameters": sum(p.numel() for p in vae.parameters()),
@@ -286,6 +352,16 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     reporter.finish(summary, _flat(config.plain), trainer.step, note)
     reporter.figures(vae, shown, shown_result)
     return summary
+
+
+def _beyond(config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation) -> dict[str, float]:
+    """Return log p(x), the gap to the ELBO, and what the aggregate posterior says, from a modest number of draws."""
+    samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
+    numbers = metrics.aggregate(vae, data)
+    if samples:
+        estimate = metrics.log_likelihood(vae, data.part(most or len(data)), samples=samples)
+        numbers |= metrics.numbers(estimate, whole, len(data))
+    return numbers
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -155,6 +155,7 @@ class MLP(Model):
 
     hidden: Annotated[list[Count], Field(min_length=1)]
     activation: Activation
+    bias_from_data: bool
 
 
 class Conv(Model):
@@ -171,6 +172,25 @@ class ResNet(Model):
     channels: Annotated[list[Count], Field(min_length=1)]
     blocks: Count
     activation: Activation
+
+
+class Ladder(Model):
+    """Several stochastic layers."""
+
+    below: Annotated[list[Count], Field(min_length=1)]
+    hidden: Annotated[list[Count], Field(min_length=2)]
+    depth: Count
+    channels: list[Count]
+    activation: Activation
+
+    @model_validator(mode="after")
+    def _a_width_for_each_layer(self) -> Ladder:
+        if len(self.hidden) != len(self.below) + 1:
+            raise UserError(
+                f"model.hidden={self.hidden}: as many widths as stochastic layers are allowed, "
+                f"{len(self.below) + 1} (model.below and the top)"
+            )
+        return self
 
 
 class OwnModel(Model):
@@ -200,10 +220,72 @@ class DiscretizedLogistic(Part):
     mixtures: Count
 
 
-class ELBO(Part):
-    """The evidence lower bound."""
+class Mixture(Part):
+    """A learned Gaussian mixture."""
+
+    components: Count
+
+
+class Vamp(Mixture):
+    """Pseudo-inputs through the encoder."""
+
+    start: Literal["data", "noise"]
+
+
+class Flow(Part):
+    """A normalising flow."""
+
+    transforms: Count
+    hidden: Annotated[list[Count], Field(min_length=1)]
+
+
+class PosteriorFlow(Flow):
+    """An inverse autoregressive flow."""
+
+    context: Count
+
+
+class ConditionalPrior(Part):
+    """A Gaussian for each condition."""
+
+    hidden: list[Count]
+
+
+class Objective(Part):
+    """What every objective shares."""
 
     samples: Count
+
+
+class IWAE(Objective):
+    """The importance-weighted bound."""
+
+    gradient: Literal["standard", "stl", "dreg"]
+
+
+class BetaTC(Objective):
+    """The decomposed KL."""
+
+    alpha: NonNegative
+    beta: NonNegative
+    gamma: NonNegative
+    weights: Literal["stratified", "weighted"]
+
+
+class MMD(Objective):
+    """InfoVAE."""
+
+    weight: NonNegative
+    kernel: Literal["rbf", "imq"]
+    bandwidth: Positive | None
+
+
+class Factor(Objective):
+    """FactorVAE."""
+
+    weight: NonNegative
+    hidden: Annotated[list[Count], Field(min_length=1)]
+    lr: Positive
 
 
 class KL(Part):
@@ -324,6 +406,8 @@ class Trainer(Settings):
     early_stopping: Count | None
     final: Literal["best", "last"]
     final_samples: Count
+    log_likelihood_samples: Annotated[int, Field(ge=0)]
+    log_likelihood_examples: Count | None
     validate_every: Positive
     checkpoint_every: Count
     log_every: Count
@@ -379,6 +463,7 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "vae_cli.model.conv.Conv": Conv,
         "vae_cli.model.resnet.ResNet": ResNet,
         "vae_cli.model.linear.Linear": Model,
+        "vae_cli.model.ladder.Ladder": Ladder,
         "": OwnModel,
     },
     "likelihood": {
@@ -390,9 +475,28 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "vae_cli.likelihood.Categorical": Part,
         "": OwnPart,
     },
-    "prior": {"vae_cli.prior.Standard": Part, "": OwnPart},
-    "posterior": {"vae_cli.posterior.Gaussian": Part, "": OwnPart},
-    "objective": {"vae_cli.objective.ELBO": ELBO, "": OwnPart},
+    "prior": {
+        "vae_cli.prior.Standard": Part,
+        "vae_cli.prior.Mixture": Mixture,
+        "vae_cli.prior.Vamp": Vamp,
+        "vae_cli.prior.Flow": Flow,
+        "vae_cli.prior.Conditional": ConditionalPrior,
+        "": OwnPart,
+    },
+    "posterior": {
+        "vae_cli.posterior.Gaussian": Part,
+        "vae_cli.posterior.FullGaussian": Part,
+        "vae_cli.posterior.Flow": PosteriorFlow,
+        "": OwnPart,
+    },
+    "objective": {
+        "vae_cli.objective.ELBO": Objective,
+        "vae_cli.objective.IWAE": IWAE,
+        "vae_cli.objective.BetaTC": BetaTC,
+        "vae_cli.objective.MMD": MMD,
+        "vae_cli.objective.Factor": Factor,
+        "": OwnPart,
+    },
     "kl": {
         "vae_cli.schedule.Constant": KL,
         "vae_cli.schedule.Linear": Warmup,

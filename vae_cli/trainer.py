@@ -16,7 +16,7 @@ from torch import Tensor
 from vae_cli import metrics, randomness
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
-from vae_cli.objective import Terms
+from vae_cli.objective import Objective, Terms
 from vae_cli.report import Reporter
 from vae_cli.schedule import Constant, ConstantLR
 from vae_cli.schema import Trainer as TrainerSettings
@@ -34,7 +34,7 @@ class Trainer:
 
     Args:
         vae: on its device.
-        objective: (vae, x, y, weight, free_bits, target) → `Terms`.
+        objective: on the same device.
         kl: schedule of the KL weight.
         optimizer: over the parameters of `vae`.
         lr_schedule: of the learning rate.
@@ -49,7 +49,7 @@ class Trainer:
         self,
         *,
         vae: VAE,
-        objective: Callable[..., Terms],
+        objective: Objective,
         kl: Constant,
         optimizer: torch.optim.Optimizer,
         lr_schedule: ConstantLR,
@@ -59,7 +59,8 @@ class Trainer:
         reporter: Reporter,
         save: Callable[[dict[str, Any] | None, dict[str, Any]], None],
     ):
-        self.vae, self.kl, self.optimizer, self.lr_schedule = vae, kl, optimizer, lr_schedule
+        self.vae, self.objective, self.kl = vae, objective, kl
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.settings, self.seed, self.reporter, self.save_to_disk = settings, seed, reporter, save
         self.device = next(vae.parameters()).device
         train = dataset.resident("train", self.device)
@@ -72,12 +73,13 @@ class Trainer:
         self.averaged = copy.deepcopy(vae).requires_grad_(False) if settings.ema else None
         self.weight = torch.zeros((), device=self.device)
         self.target = None if kl.target(0.0) is None else torch.zeros((), device=self.device)
-        self._terms = torch.compile(self._objective(objective)) if settings.compile else self._objective(objective)
+        self._terms = torch.compile(self._objective) if settings.compile else self._objective
+        self.tracked = (*TRACKED, *objective.extra)
         self.lr = [group["lr"] for group in optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.waited = False, 0
-        self.sums = torch.zeros(len(TRACKED), device=self.device)
+        self.sums = torch.zeros(len(self.tracked), device=self.device)
         self.summed = 0
         self.since, self.since_step = time.perf_counter(), 0
         self.grad_norm = torch.zeros((), device=self.device)
@@ -131,11 +133,8 @@ class Trainer:
     def _order(self) -> Tensor:
         return self.train.order(self.seed, self.step // self.steps_per_epoch)
 
-    def _objective(self, objective: Callable[..., Terms]) -> Callable[[Tensor, Tensor | None], Terms]:
-        def terms(x: Tensor, y: Tensor | None) -> Terms:
-            return objective(self.vae, x, y, weight=self.weight, free_bits=self.kl.free_bits, target=self.target)
-
-        return terms
+    def _objective(self, x: Tensor, y: Tensor | None) -> Terms:
+        return self.objective(self.vae, x, y, weight=self.weight, free_bits=self.kl.free_bits, target=self.target)
 
     def _update(self, x: Tensor, y: Tensor | None) -> None:
         """Take one step: forward, backward, clip, optimizer, average. Nothing here waits for the device."""
@@ -148,7 +147,8 @@ class Trainer:
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged)
-        self.sums += torch.stack([getattr(terms, name).detach() for name in TRACKED])
+        own = [getattr(terms, name).detach() for name in TRACKED]
+        self.sums += torch.stack([*own, *(terms.extra[name].detach() for name in self.objective.extra)])
         self.summed += 1
 
     def _schedule(self) -> None:
@@ -175,14 +175,15 @@ class Trainer:
         *means, norm, weight = torch.cat([self.sums / self.summed, torch.stack([self.grad_norm, self.weight])]).tolist()
         now = time.perf_counter()
         rate = (self.step - self.since_step) * self.batch_size / max(now - self.since, 1e-9)
-        scalars = {f"train/{name}": value for name, value in zip(TRACKED, means, strict=True)}
+        terms = dict(zip(self.tracked, means, strict=True))
+        scalars = {f"train/{name}": value for name, value in terms.items()}
         scalars |= {"train/kl_weight": weight, "train/grad_norm": norm, "train/examples_per_second": rate}
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.since, self.since_step = now, self.step
         self.sums.zero_()
         self.summed = 0
         self.reporter.scalars(self.step, self.epoch, scalars)
-        self._refuse_infinite(dict(zip(TRACKED, means, strict=True)))
+        self._refuse_infinite(terms)
 
     def _refuse_infinite(self, terms: dict[str, float]) -> None:
         if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
@@ -214,11 +215,10 @@ class Trainer:
     def _watch_for_collapse(self, result: metrics.Evaluation) -> None:
         """Warn once, when the KL weight has settled, half the run is over and most units are dead."""
         settled = self.epoch >= self.kl.settled and self.step >= max(self.total // 2, FIRST_STEPS)
-        latent_dim = len(result.kl_by_dimension)
         warned = any(line.startswith(COLLAPSE) for line in self.reporter.warnings)
-        if settled and not warned and latent_dim > 1 and result.active_units < latent_dim / 2:
+        if settled and not warned and result.units > 1 and result.active_units < result.units / 2:
             self.reporter.warn(
-                f"{COLLAPSE}: {result.active_units} of {latent_dim} latent units are active; "
+                f"{COLLAPSE}: {result.active_units} of {result.units} latent units are active; "
                 "try annealing (kl=linear or kl=cyclical), kl.free_bits=0.25, a smaller kl.weight, "
                 "or fewer dimensions (model.latent_dim)"
             )
@@ -237,6 +237,7 @@ class Trainer:
         return {
             "model": self.vae.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self.lr_schedule.state_dict(),
             "step": self.step,
@@ -255,6 +256,7 @@ class Trainer:
         self.vae.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"] or state["model"])
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
         self.step, self.seconds = state["step"], state["seconds"]

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution
+
+from vae_cli.distribution import kl_by_dimension
+from vae_cli.errors import UserError
 
 
 @dataclass
@@ -15,10 +18,35 @@ class Output:
     """The terms of one forward pass, in nats."""
 
     log_likelihood: Tensor  # [K, B] log p(x|z_k, c)
-    kl: Tensor  # [B, D] KL(q(z|x,c) ‖ p(z|c)) of each dimension; [B, 1] where dimensions are not independent
+    kl: Tensor  # [B, C] KL(q(z|x,c) ‖ p(z|c)), a column for each dimension, or one where they are not independent
+    layers: tuple[tuple[int, int], ...]  # of each stochastic layer, top first: its columns of `kl`, its dimensions
     z: Tensor  # [K, B, D]
     posterior: Distribution  # batch [B], event [D]
     prior: Distribution  # batch [] or [B], event [D]
+    features: Tensor  # [B, F] of the encoder
+
+
+class Encoder:
+    """x, c → q(z|x,c), the lowest common part of a VAE and of a prior that encodes pseudo-inputs.
+
+    No module of its own, so that weights are held once.
+
+    Args:
+        model: its `encode` gives features [B, F]; `features` says how many of them the posterior takes.
+        posterior: features → distribution over z.
+    """
+
+    def __init__(self, model: Any, posterior: nn.Module):
+        self.model, self.posterior = model, posterior
+
+    def features(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """Return the features [B, F] of x [B, *shape]."""
+        with autocast(self.model, x):
+            return self.model.encode(x, c).to(x.dtype)
+
+    def __call__(self, x: Tensor, c: Tensor | None) -> Distribution:
+        """Return q(z|x,c) of x [B, *shape] and conditions c [B, C], of the top layer where there are several."""
+        return self.posterior(self.features(x, c)[:, : self.model.features])
 
 
 class VAE(nn.Module):
@@ -51,11 +79,30 @@ class VAE(nn.Module):
         self.model, self.posterior, self.prior = model, posterior, prior
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
         self.log_volume = log_volume
-        self.products = torch.float32  # type of the matrix products and convolutions of encoder and decoder
+
+    @property
+    def products(self) -> torch.dtype:
+        """The type of the matrix products and convolutions of encoder and decoder."""
+        return getattr(self.model, "products", torch.float32)
+
+    @products.setter
+    def products(self, dtype: torch.dtype) -> None:
+        self.model.products = dtype
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, y: Tensor | None) -> None:
+        """Let the parts that want to start from training examples x [N, *shape], y [N] do so."""
+        c = self.conditioning(y)
+        if hasattr(self.prior, "initialize"):
+            self.prior.initialize(x, c)
+        if getattr(self.model, "bias_from_data", False):
+            if not hasattr(self.likelihood, "outputs_for"):
+                raise UserError("model.bias_from_data=true: no effect with this likelihood; bernoulli is allowed")
+            self.model.readout.bias.copy_(self.likelihood.outputs_for(x.mean(0)).flatten())
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
         """Return q(z|x,c), batch [B], event [D], for x [B, *shape] and labels y."""
-        return self._encode(x, self.conditioning(y))
+        return self.posterior(self.features(x, self.conditioning(y)))
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
         """Return p(x|z,c), batch [..., B], event `shape`, for z [..., B, D] and labels y [B]."""
@@ -64,10 +111,27 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None, samples: int = 1) -> Output:
         """Return the terms of the ELBO of x [B, *shape] with K = `samples` draws of z for each example."""
         c = self.conditioning(y)
-        posterior, prior = self._encode(x, c), self.prior(c)
+        features = self.features(x, c)
+        posterior, prior = self.posterior(features), self.prior(c)
         z = posterior.rsample((samples,))
         log_likelihood = self._decode(z, c).log_prob(x) - self.log_volume
-        return Output(log_likelihood, kl_by_dimension(posterior, prior, z), z, posterior, prior)
+        kls = kl_by_layer(posterior, prior, z)
+        layers = tuple((kl.shape[-1], dims) for kl, dims in zip(kls, self.layers(z.shape[-1]), strict=True))
+        return Output(log_likelihood, torch.cat(kls, -1), layers, z, posterior, prior, features)
+
+    def log_weights(self, x: Tensor, y: Tensor | None, samples: int, at_once: int) -> Tensor:
+        """Return log w_k = log p(x|z_k,c) + log p(z_k|c) − log q(z_k|x,c) [K, B] of K = `samples` draws, nats.
+
+        `at_once` draws are decoded at a time.
+        """
+        c = self.conditioning(y)
+        posterior, prior = self.posterior(self.features(x, c)), self.prior(c)
+        parts = []
+        for start in range(0, samples, at_once):
+            z = posterior.rsample((min(at_once, samples - start),))
+            weights = prior.log_prob(z) - posterior.log_prob(z)
+            parts.append(self._decode(z, c).log_prob(x) - self.log_volume + weights)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None) -> Tensor:
@@ -77,32 +141,29 @@ class VAE(nn.Module):
         z = prior.sample((n,) if not prior.batch_shape else ())
         return self._decode(z, c).mean
 
-    def _encode(self, x: Tensor, c: Tensor | None) -> Distribution:
-        with self._autocast(x):
-            features = self.model.encode(x, c)
-        return self.posterior(features.to(x.dtype))
+    def layers(self, latent_dim: int) -> tuple[int, ...]:
+        """Return the dimensions of each stochastic layer, top first, for D in all."""
+        return getattr(self.model, "layers", (latent_dim,))
+
+    def features(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """Return the encoder's features [B, F] of x [B, *shape] and conditions c [B, C]."""
+        return Encoder(self.model, self.posterior).features(x, c)
 
     def _decode(self, z: Tensor, c: Tensor | None) -> Distribution:
         batch = z.shape[:-1]
         if c is not None and len(batch) > 1:
             c = c.expand(*batch, -1).flatten(0, -2)
-        with self._autocast(z):
+        with autocast(self.model, z):
             outputs = self.model.decode(z.flatten(0, -2), c).to(z.dtype)
         return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape))
 
-    def _autocast(self, like: Tensor) -> torch.autocast:
-        lower = self.products != torch.float32
-        return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=lower)
+
+def kl_by_layer(q: Any, p: Any, z: Tensor) -> list[Tensor]:
+    """Return KL(q ‖ p), nats, of each stochastic layer, top first, each [B, its columns]; z [K, B, D]."""
+    return q.kl_by_layer(p, z) if hasattr(q, "kl_by_layer") else [kl_by_dimension(q, p, z)]
 
 
-def kl_by_dimension(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
-    """Return KL(q ‖ p), nats: [B, D] in closed form where both factorise over dimensions, else [B, 1].
-
-    Where no closed form is registered it is the Monte Carlo estimate mean_k [log q(z_k) − log p(z_k)], z [K, B, D].
-    """
-    try:
-        if isinstance(q, Independent) and isinstance(p, Independent):
-            return kl_divergence(q.base_dist, p.base_dist)
-        return kl_divergence(q, p).unsqueeze(-1)
-    except NotImplementedError:
-        return (q.log_prob(z) - p.log_prob(z)).mean(0).unsqueeze(-1)
+def autocast(model: Any, like: Tensor) -> torch.autocast:
+    """Compute products in the model's type within the block."""
+    lower = getattr(model, "products", torch.float32) != torch.float32
+    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=lower)

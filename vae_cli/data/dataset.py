@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vae_cli import schema
 from vae_cli.data import pixels
-from vae_cli.data.examples import Examples, Splits, carve
+from vae_cli.data.examples import Examples, Splits, carve, subset
 from vae_cli.data.resident import Resident
 from vae_cli.errors import UserError
 
@@ -60,6 +60,11 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Spec:
+        """Return the description that `to_dict` wrote."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,6 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
         for k, each in enumerate((splits.valid, splits.test), start=1)
     )
     return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind)
-
-
-def subset(examples: Examples, most: int, seed: int) -> Examples:
-    """Return `most` examples drawn at random, in their order: a sorted source gives no biased sample."""
-    if most >= len(examples):
-        return examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples[order[:most].sort().values]
 
 
 def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Examples:

@@ -51,6 +51,14 @@ class Splits:
     names: tuple[str, ...] | None = None
 
 
+def subset(examples: Examples, most: int, seed: int) -> Examples:
+    """Return `most` examples drawn at random, in their order: a sorted source gives no biased sample."""
+    if most >= len(examples):
+        return examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return examples[order[:most].sort().values.to(examples.x.device)]
+
+
 def numbered(classes: int) -> tuple[str, ...]:
     """Return the names 0, 1, 2, … of so many classes."""
     return tuple(map(str, range(classes)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_cli.data.examples import Examples
+from vae_cli.data.examples import Examples, subset
 from vae_cli.data.pixels import Transform
 
 
@@ -17,6 +17,10 @@ class Resident:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def part(self, most: int, seed: int = 0) -> Resident:
+        """Return at most so many of the examples, drawn at random, in their order."""
+        return Resident(subset(self.examples, most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""

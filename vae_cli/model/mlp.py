@@ -20,6 +20,7 @@ class MLP(nn.Module):
         outputs: P, decoder outputs for each element of x.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
         activation: a key of `layers.ACTIVATIONS`.
+        bias_from_data: whether the readout's bias starts so that outputs have the mean of the training examples.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class MLP(nn.Module):
         outputs: int,
         hidden: Sequence[int] = (400,),
         activation: str = "relu",
+        bias_from_data: bool = False,
     ):
         super().__init__()
-        self.shape, self.outputs = tuple(shape), outputs
+        self.shape, self.outputs, self.bias_from_data = tuple(shape), outputs, bias_from_data
         self.features = hidden[-1]
         self.encoder = dense([prod(shape) + condition_dim, *hidden], activation)
         self.decoder = dense([latent_dim + condition_dim, *reversed(hidden)], activation)

@@ -8,7 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-ORDER = ("log_likelihood", "elbo", "reconstruction", "kl", "active_units", "bits_per_dim")
+ORDER = (
+    "log_likelihood",
+    "elbo",
+    "reconstruction",
+    "kl",
+    "posterior_gap",
+    "mutual_information",
+    "marginal_kl",
+    "active_units",
+    "bits_per_dim",
+)
 SPLITS = ("train", "valid", "test")
 
 
@@ -75,8 +85,14 @@ class Terminal:
         for name in ORDER:
             values = [summary.get(f"{split}/{name}") for split in splits]
             if any(value is not None for value in values):
-                table.add_row(
-                    name,
-                    *("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values),
-                )
+                errors = [summary.get(f"{split}/{name}_stderr") for split in splits]
+                table.add_row(name, *(_cell(v, e) for v, e in zip(values, errors, strict=True)))
         self.console.print(table)
+
+
+def _cell(value: float | None, error: float | None) -> str:
+    """Write a number, with its standard error where there is one."""
+    if value is None:
+        return ""
+    shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return shown if error is None else f"{shown} ± {error:.3f}"

@@ -1,4 +1,4 @@
-"""Numbers over a whole set: each example weighs once, the short last batch included."""
+"""The ELBO over a whole set: each example weighs once, the short last batch included."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vae_cli import randomness
 from vae_cli.data import Resident, Spec
+from vae_cli.distribution import exact
 from vae_cli.vae import VAE
 
 OUTPUTS = 2**22  # decoder outputs at once in an evaluation
@@ -27,12 +28,26 @@ class Evaluation:
     reconstruction: float
     kl: float
     active_units: int
-    kl_by_dimension: Tensor  # [D], or [1] where dimensions are not independent
+    kl_by_dimension: Tensor  # [C], a column for each dimension, or one for a layer whose dimensions depend
+    layers: tuple[tuple[int, int], ...]  # of each stochastic layer, top first: its columns, its dimensions
+    elbo_stderr: float  # over examples
+
+    @property
+    def units(self) -> int:
+        """The number of latent dimensions."""
+        return sum(dims for _, dims in self.layers)
+
+    @property
+    def kl_by_layer(self) -> dict[str, float]:
+        """The KL of each stochastic layer, counted from the data up, where there are several."""
+        parts = self.kl_by_dimension.split([columns for columns, _ in self.layers])
+        named = {f"kl_layer_{len(parts) - k}": float(part.sum()) for k, part in enumerate(parts)}
+        return dict(reversed(named.items())) if len(parts) > 1 else {}
 
     def scalars(self, split: str) -> dict[str, float]:
         """Return the scalars under `split/…`."""
-        names = ("elbo", "reconstruction", "kl", "active_units")
-        return {f"{split}/{name}": getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in ("elbo", "reconstruction", "kl", "active_units")}
+        return {f"{split}/{name}": value for name, value in (values | self.kl_by_layer).items()}
 
 
 @contextmanager
@@ -54,32 +69,44 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
     The random state of training is left as it was, and the model in the mode it was in. `batch_size` counts decoded
     examples, draws of z included; by default as many as keep the decoder's outputs within a memory bound.
     """
-    size = data.examples.x[0].numel() * vae.likelihood.outputs
-    rows = batch_size or max(1, min(1000, OUTPUTS // size))
-    sums = None
+    rows = batch_size or min(1000, decodes_at_once(vae))
+    sums, layers = None, ()
     with undisturbed(vae, seed):
         for x, y in data.batches(max(1, rows // samples)):
-            part = _sums(vae, x, y, samples)
+            part, layers = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     assert sums is not None
-    reconstruction, kl, mean, square = ((value / len(data)).cpu() for value in sums)
-    variance = (square - mean**2) * len(data) / max(1, len(data) - 1)
+    reconstruction, kl, mean, square, elbo_square = ((value / len(data)).cpu() for value in sums)
+    correction = len(data) / max(1, len(data) - 1)
+    variance = (square - mean**2) * correction
+    spread = (elbo_square - (reconstruction - kl.sum()) ** 2).clamp(min=0.0) * correction
     return Evaluation(
         elbo=float(reconstruction - kl.sum()),
         reconstruction=float(reconstruction),
         kl=float(kl.sum()),
         active_units=int((variance > ACTIVE).sum()),
         kl_by_dimension=kl,
+        layers=layers,
+        elbo_stderr=float((spread / len(data)).sqrt()),
     )
 
 
-def _sums(vae: VAE, x: Tensor, y: Tensor | None, samples: int) -> list[Tensor]:
-    """Return sums over a batch in float64: log p(x|z) [], KL [D], posterior means [D] and their squares [D]."""
+def decodes_at_once(vae: VAE) -> int:
+    """Return how many z can be decoded at once within the memory bound."""
+    return max(1, OUTPUTS // (math.prod(vae.shape) * vae.likelihood.outputs))
+
+
+def _sums(vae: VAE, x: Tensor, y: Tensor | None, samples: int) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
+    """Return sums over a batch, and the layers of the KL.
+
+    The sums are, in float64: log p(x|z) [], KL [C], posterior means [D] and their squares [D], squared ELBOs [].
+    """
     output = vae(x, y, samples)
-    exact = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-    mean = output.posterior.mean.to(exact)
-    terms = output.log_likelihood.to(exact).mean(0), output.kl.to(exact), mean, mean**2
-    return [term.sum(0) for term in terms]
+    double = exact(x.device)
+    mean, kl = output.posterior.mean.to(double), output.kl.to(double)
+    reconstruction = output.log_likelihood.to(double).mean(0)
+    terms = reconstruction, kl, mean, mean**2, (reconstruction - kl.sum(-1)) ** 2
+    return [term.sum(0) for term in terms], output.layers
 
 
 def bits_per_dim(elbo: float, spec: Spec, likelihood: Any) -> float | None:

@@ -1,0 +1,226 @@
+"""Priors and posteriors: densities integrate to one, draws follow them, and every KL agrees with Monte Carlo."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+from tests.conftest import configure
+from vae_cli import run
+from vae_cli.data import Spec
+from vae_cli.distribution import GaussianMixture, diagonal, kl_by_dimension, mixture
+from vae_cli.errors import UserError
+
+SPEC = Spec(shape=(4, 4), levels=2, low=0.0, high=1.0, names=("a", "b", "c"))
+PRIORS = {
+    "standard": [],
+    "mixture": ["prior.components=4"],
+    "vamp": ["prior.components=5"],
+    "flow": ["prior.hidden=[8]", "prior.transforms=2"],
+    "conditional": ["conditional=label", "prior.hidden=[6]"],
+}
+POSTERIORS = {"gaussian": [], "full_gaussian": [], "flow": ["posterior.hidden=[8]", "posterior.context=4"]}
+LADDER = ["model=ladder", "model.below=[1]", "model.hidden=[16,8]"]
+
+
+def disturbed(*overrides, latent_dim=2):
+    """A small model whose every weight is away from its start, so that no part is the standard normal."""
+    torch.manual_seed(1)
+    model = [] if any(o.startswith("model=") for o in overrides) else ["model.hidden=[16]"]
+    vae = run.build(configure(*model, f"model.latent_dim={latent_dim}", *overrides), SPEC).eval()
+    vae.initialize(torch.rand(20, 4, 4).round(), torch.arange(20) % 3)
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.add_(0.25 * torch.randn_like(p))
+    return vae.requires_grad_(False)
+
+
+def given(vae, part):
+    """One distribution over z of a model: its prior, or the posterior of one example."""
+    x, y = torch.rand(1, 4, 4).round(), torch.tensor([1])
+    c = vae.conditioning(y)
+    distribution = vae.prior(None if c is None else c.double()) if part == "prior" else vae.encode(x.double(), y)
+    return distribution, len(distribution.batch_shape)
+
+
+CASES = [("prior", f"prior={name}", *extra) for name, extra in PRIORS.items()]
+CASES += [("posterior", f"posterior={name}", *extra) for name, extra in POSTERIORS.items()]
+CASES += [("prior", "prior=vamp", "prior.components=3", "posterior=full_gaussian")]
+CASES += [(part, *LADDER, "prior=mixture") for part in ("prior", "posterior")]
+
+
+def dims(case):
+    return 1 if "model=ladder" in case else 2  # one for the top, one below: two in all
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_a_density_integrates_to_one(case):
+    vae = disturbed(*case[1:], latent_dim=dims(case)).double()
+    distribution, batched = given(vae, case[0])
+    mean, spread = moments(distribution, batched)
+    axes = [torch.linspace(-14, 14, 701, dtype=torch.float64) * spread[j] + mean[j] for j in range(2)]
+    z = torch.cartesian_prod(*axes)
+    density = log_prob(distribution, z, batched).exp().view(701, 701)
+    total = torch.trapezoid(torch.trapezoid(density, axes[1], dim=1), axes[0])
+    assert total == pytest.approx(1.0, abs=2e-3)
+
+
+def moments(distribution, batched):
+    z = distribution.sample((20_000,))
+    z = z[:, 0] if batched else z
+    return z.mean(0), z.std(0)
+
+
+def log_prob(distribution, z, batched):
+    return distribution.log_prob(z.unsqueeze(1))[:, 0] if batched else distribution.log_prob(z)
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_draws_follow_the_density(case):
+    """E_p[f] by draws equals ∫ f p by importance sampling from a wide Gaussian, for first and second moments."""
+    vae = disturbed(*case[1:], latent_dim=dims(case)).double()
+    distribution, batched = given(vae, case[0])
+    mean, spread = moments(distribution, batched)
+    wide = Independent(Normal(mean, 2.5 * spread), 1)
+    n = 200_000
+    z, own = wide.sample((n,)), distribution.sample((n,))
+    own = own[:, 0] if batched else own
+    weights = (log_prob(distribution, z, batched) - wide.log_prob(z)).exp()
+    for f in (lambda u: u, lambda u: (u - mean) ** 2, lambda u: (u - mean).prod(-1, keepdim=True)):
+        weighed, drawn = weights.unsqueeze(-1) * f(z), f(own)
+        error = torch.sqrt(weighed.var(0) / n + drawn.var(0) / n)
+        assert ((weighed.mean(0) - drawn.mean(0)).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("prior", PRIORS)
+def test_the_kl_agrees_with_monte_carlo(prior, posterior):
+    overrides = (f"prior={prior}", f"posterior={posterior}", *PRIORS[prior], *POSTERIORS[posterior])
+    if (prior, posterior) == ("vamp", "flow"):
+        with pytest.raises(UserError, match="prior=vamp: .* posterior=gaussian or full_gaussian is allowed"):
+            configure(*overrides)
+        return
+    vae = disturbed(*overrides)
+    x, y = torch.rand(3, 4, 4).round(), torch.tensor([0, 1, 2])
+    output = vae(x, y, samples=20_000)
+    q, p, z = output.posterior, output.prior, output.z
+    difference = q.log_prob(z) - p.log_prob(z)
+    error = difference.std(0) / math.sqrt(len(z))
+    assert ((output.kl.sum(-1) - difference.mean(0)).abs() < 4 * error + 1e-5).all()
+    factorised = prior in ("standard", "conditional") and posterior != "flow"
+    assert output.kl.shape[1] == (2 if factorised else 1)
+
+
+def test_the_chain_rule_of_a_full_gaussian_sums_to_the_kl_between_full_gaussians():
+    tril = torch.randn(3, 4, 4).tril(-1) + torch.diag_embed(torch.rand(3, 4) + 0.3)
+    q = MultivariateNormal(torch.randn(3, 4), scale_tril=tril)
+    p = diagonal(torch.randn(4), torch.rand(4) + 0.5)
+    full = MultivariateNormal(p.base_dist.loc, scale_tril=torch.diag_embed(p.base_dist.scale))
+    terms = kl_by_dimension(q, p, torch.empty(0))
+    assert terms.shape == (3, 4)
+    assert (terms >= 0).all()
+    torch.testing.assert_close(terms.sum(-1), kl_divergence(q, full))
+    torch.testing.assert_close(kl_divergence(q, p), kl_divergence(q, full))
+
+
+def test_a_mixture_of_one_is_its_component_and_so_is_a_vamp_of_one():
+    loc, scale, z = torch.randn(1, 3), torch.rand(1, 3) + 0.2, torch.randn(7, 3)
+    component = diagonal(loc[0], scale[0])
+    torch.testing.assert_close(GaussianMixture(loc, scale).log_prob(z), component.log_prob(z))
+    q = diagonal(torch.randn(2, 3), torch.rand(2, 3) + 0.3)
+    draws = q.sample((100_000,))
+    exact = kl_divergence(q, component)
+    estimate = kl_by_dimension(q, GaussianMixture(loc, scale), draws)[:, 0]
+    torch.testing.assert_close(estimate, exact, rtol=0.02, atol=0.02)
+    vae = disturbed("prior=vamp", "prior.components=1")
+    pseudo = vae.encode(vae.prior.inputs)
+    z = torch.randn(9, 2)
+    torch.testing.assert_close(vae.prior().log_prob(z), pseudo.log_prob(z.unsqueeze(1))[:, 0])
+
+
+def test_the_products_of_a_mixture_lose_nothing():
+    """Components far away and sharp: the expanded squares cancel, and must still be right to float32."""
+    torch.manual_seed(0)
+    loc, scale = 30.0 * torch.randn(50, 20), torch.rand(50, 20) * 0.02 + 1e-3
+    z = loc + scale * torch.randn(50, 20)
+    plain = Independent(Normal(loc.double(), scale.double()), 1).log_prob(z.double().unsqueeze(1))
+    exact = torch.logsumexp(plain, -1) - math.log(50)
+    torch.testing.assert_close(GaussianMixture(loc, scale).log_prob(z).double(), exact, rtol=1e-6, atol=1e-4)
+    general = mixture(MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))).log_prob(z)
+    torch.testing.assert_close(general.double(), exact, rtol=1e-3, atol=1e-1)
+
+
+@pytest.mark.parametrize("start", ["data", "noise"])
+def test_pseudo_inputs_stay_in_the_range_of_the_data_and_start_where_they_should(start):
+    vae = run.build(configure("model=conv", "model.channels=[4]", "prior=vamp", f"prior.start={start}"), SPEC)
+    x = torch.rand(600, 4, 4).round()
+    vae.initialize(x, None)
+    inputs = vae.prior.inputs
+    assert inputs.shape == (500, 4, 4)
+    if start == "data":
+        assert set((inputs.round() * 16).flatten(1).sum(1).tolist()) <= set((x * 16).flatten(1).sum(1).tolist())
+        torch.testing.assert_close(inputs, inputs.round(), atol=0.021, rtol=0)
+    else:
+        torch.testing.assert_close(inputs.mean(0), x.mean(0), atol=0.1, rtol=0)
+    optimizer = torch.optim.SGD(vae.parameters(), 1000.0)
+    vae(x[:8]).kl.sum().backward()
+    assert vae.prior.raw.grad.abs().sum() > 0
+    optimizer.step()
+    assert ((vae.prior.inputs >= 0) & (vae.prior.inputs <= 1)).all()
+
+
+def test_averaged_weights_encode_pseudo_inputs_with_the_averaged_encoder():
+    vae = disturbed("prior=vamp", "prior.components=3")
+    twin = copy.deepcopy(vae)
+    with torch.no_grad():
+        for p in vae.model.parameters():
+            p.zero_()
+    before, after = twin.prior(), disturbed("prior=vamp", "prior.components=3").prior()
+    torch.testing.assert_close(before.loc, after.loc)
+    assert not torch.equal(before.loc, vae.prior().loc)
+    assert sorted(twin.state_dict()) == sorted(vae.state_dict())
+
+
+def test_weights_are_held_once():
+    for overrides in (("prior=vamp",), (*LADDER, "prior=vamp")):
+        vae = disturbed(*overrides, latent_dim=1)
+        shared = [value.data_ptr() for value in vae.state_dict().values() if value.numel()]
+        assert len(shared) == len(set(shared))
+
+
+def test_a_prior_of_conditions_needs_them():
+    with pytest.raises(UserError, match="prior=conditional: needs labels"):
+        run.build(configure("prior=conditional"), SPEC)
+
+
+def test_a_conditional_model_has_pseudo_conditions():
+    vae = disturbed("prior=vamp", "conditional=label", "prior.components=3")
+    assert vae.prior.conditions.shape == (3, 3)
+    x = vae.sample(5, torch.tensor([0, 1, 2, 0, 1]))
+    assert x.shape == (5, 4, 4)
+
+
+def test_a_flow_remembers_its_draw():
+    vae = disturbed("posterior=flow", *POSTERIORS["flow"], latent_dim=3)
+    q = vae.encode(torch.rand(4, 4, 4).round())
+    z = q.rsample((6,))
+    torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()), atol=1e-4, rtol=1e-4)
+    assert q.mean.shape == (4, 3)
+
+
+def test_the_ladder_decodes_its_lowest_layer_and_counts_the_kl_of_each():
+    vae = disturbed("model=ladder", "model.below=[3,2]", "model.hidden=[16,12,8]", "posterior=full_gaussian")
+    x = torch.rand(5, 4, 4).round()
+    output = vae(x, samples=2)
+    assert output.layers == ((2, 2), (2, 2), (3, 3))
+    assert output.z.shape == (2, 5, 7)
+    top = output.z.clone()
+    top[..., :4] += 1.0
+    torch.testing.assert_close(vae.decode(output.z).mean, vae.decode(top).mean)
+    weights = vae.log_weights(x, None, 4000, 1000)
+    elbo = vae(x, samples=4000)
+    expected = elbo.log_likelihood.mean(0) - elbo.kl.sum(-1)
+    error = 5 * weights.std(0) / math.sqrt(4000)
+    assert ((weights.mean(0) - expected).abs() < error).all()

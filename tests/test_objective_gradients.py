@@ -1,0 +1,111 @@
+"""The importance-weighted bound and the gradients of its encoder."""
+
+import math
+
+import pytest
+import torch
+
+from tests.test_objective import small_vae
+from vae_cli.likelihood import Gaussian
+from vae_cli.model.linear import Linear
+from vae_cli.objective import ELBO, IWAE
+
+
+def toy():
+    """A linear Gaussian model whose posterior is off: every gradient has something to say."""
+    torch.manual_seed(5)
+    vae = small_vae(2, Gaussian(scale=0.6), Linear, shape=(3,)).double()
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.mul_(0.8)
+        vae.posterior.head.bias.add_(0.3)
+    return vae, torch.randn(1, 3, dtype=torch.float64)
+
+
+def gradients(objective, repeats, weight=1.0):
+    """Independent draws of the gradients of encoder [R, P] and decoder [R, P']: one batch entry a draw."""
+    vae, x = toy()
+    out = {"encoder": [], "decoder": []}
+    for _ in range(repeats):
+        vae.zero_grad()
+        objective(vae, x, None, weight=weight).loss.backward()
+        for name, part in (("encoder", vae.posterior), ("decoder", vae.model)):
+            out[name].append(torch.cat([p.grad.flatten() for p in part.parameters()]))
+    return {name: torch.stack(value) for name, value in out.items()}
+
+
+def agree(a, b):
+    error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+    return ((a.mean(0) - b.mean(0)).abs() < 4.5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+@pytest.mark.parametrize(("samples", "gradient"), [(1, "stl"), (1, "dreg"), (4, "dreg")])
+def test_the_estimators_of_the_gradient_agree_in_expectation(samples, gradient, weight):
+    """`stl` for one draw, where it is unbiased; `dreg` always, also under a KL weight."""
+    plain = gradients(IWAE(samples=samples, gradient="standard"), 3000, weight)
+    other = gradients(IWAE(samples=samples, gradient=gradient), 3000, weight)
+    assert agree(plain["encoder"], other["encoder"])
+    assert agree(plain["decoder"], other["decoder"])
+
+
+def test_stl_is_biased_for_many_draws():
+    plain = gradients(IWAE(samples=8, gradient="standard"), 3000)
+    other = gradients(IWAE(samples=8, gradient="stl"), 3000)
+    assert not agree(plain["encoder"], other["encoder"])
+    assert agree(plain["decoder"], other["decoder"])
+
+
+def test_dreg_has_the_lowest_variance_for_the_encoder_at_64_draws():
+    variance = {
+        gradient: gradients(IWAE(samples=64, gradient=gradient), 800)["encoder"].var(0).sum()
+        for gradient in ("standard", "stl", "dreg")
+    }
+    assert variance["dreg"] < variance["standard"] / 4
+    assert variance["dreg"] < variance["stl"]
+
+
+def test_the_signal_of_the_standard_gradient_drowns_as_draws_grow_and_that_of_dreg_does_not():
+    """Rainforth et al. 2018: the encoder's signal-to-noise ratio falls as K^-½; doubly reparameterised it rises."""
+
+    def ratio(gradient, samples):
+        draws = gradients(IWAE(samples=samples, gradient=gradient), 800)["encoder"]
+        return (draws.mean(0).norm() / draws.var(0).sum().sqrt()).item()
+
+    assert ratio("dreg", 64) > 1.5 * ratio("dreg", 1)
+    assert ratio("standard", 64) < ratio("dreg", 64) / 3
+
+
+@pytest.mark.parametrize("gradient", ["standard", "stl", "dreg"])
+def test_one_draw_is_the_elbo_and_bounds_are_ordered(gradient):
+    vae, x = toy()
+    x = torch.randn(20_000, 3, dtype=torch.float64)
+    bounds = {}
+    with torch.no_grad():
+        for samples in (1, 5, 50):
+            torch.manual_seed(0)
+            terms = IWAE(samples=samples, gradient=gradient)(vae, x, None, weight=1.0)
+            bounds[samples] = terms.extra["bound"].item()
+            torch.testing.assert_close(terms.loss, -terms.extra["bound"])
+        elbo = ELBO(samples=20)(vae, x, None, weight=1.0).elbo.item()
+    assert bounds[1] == pytest.approx(elbo, abs=0.1)
+    assert bounds[1] < bounds[5] < bounds[50]
+    w, b = vae.model.readout.weight, vae.model.readout.bias
+    marginal = torch.distributions.MultivariateNormal(b, w @ w.T + 0.36 * torch.eye(3, dtype=torch.float64))
+    assert bounds[50] < marginal.log_prob(x).mean().item() + 0.02
+
+
+def test_the_weight_multiplies_the_log_ratio_of_prior_and_posterior():
+    vae, x = toy()
+    torch.manual_seed(0)
+    terms = IWAE(samples=3, gradient="standard")(vae, x, None, weight=0.0)
+    torch.manual_seed(0)
+    output = vae(x, None, samples=3)
+    expected = (torch.logsumexp(output.log_likelihood, 0) - math.log(3)).mean()
+    torch.testing.assert_close(terms.loss, -expected)
+
+
+def test_parameters_that_were_held_learn_again():
+    vae, x = toy()
+    IWAE(samples=2)(vae, x, None, weight=1.0).loss.backward()
+    assert all(p.requires_grad and p.grad is not None for p in vae.parameters())

@@ -1,0 +1,146 @@
+"""Distributions over z that torch lacks, and the KL divergences between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+    register_kl,
+)
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """Return float64 where the device has it: the type for sums and differences of large terms."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def diagonal(loc: Tensor, scale: Tensor) -> Independent:
+    """Return N(loc, diag scale²) with event shape [D] for tensors [..., D]."""
+    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+
+class GaussianMixture(Distribution):
+    """Σ_c π_c N(loc_c, diag scale_c²) with batch shape [] and event shape [D].
+
+    Args:
+        loc: [C, D].
+        scale: [C, D].
+        logits: [C], unnormalised log π; None for equal weights.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, loc: Tensor, scale: Tensor, logits: Tensor | None = None):
+        super().__init__(event_shape=loc.shape[-1:], validate_args=False)
+        self.loc, self.scale = loc, scale
+        self.log_weights = (loc.new_zeros(len(loc)) if logits is None else logits).log_softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Σ_c π_c loc_c, [D]."""
+        return self.log_weights.exp() @ self.loc
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log p(z) [...], nats, for z [..., D].
+
+        The squares are expanded into two matrix products, [..., D] by [D, C]; in float64, so that nothing is lost
+        where they cancel.
+        """
+        double = exact(z.device)
+        loc, precision = self.loc.to(double), self.scale.to(double) ** -2
+        square, linear = z.to(double) ** 2 @ (-0.5 * precision).T, z.to(double) @ (loc * precision).T
+        constant = 0.5 * (precision.log() - loc**2 * precision - math.log(2.0 * math.pi)).sum(-1)
+        return torch.logsumexp(square + linear + constant + self.log_weights.to(double), -1).to(z.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw a component, then z [*sample_shape, D]; without gradients."""
+        index = Categorical(logits=self.log_weights, validate_args=False).sample(sample_shape)
+        return torch.normal(self.loc[index], self.scale[index])
+
+
+def mixture(components: Distribution, logits: Tensor | None = None) -> Distribution:
+    """Return the mixture of a distribution's batch [C], equally weighted unless logits [C] say otherwise."""
+    if is_diagonal(components):
+        return GaussianMixture(components.base_dist.loc, components.base_dist.scale, logits)  # type: ignore[attr-defined]
+    if logits is None:
+        logits = torch.zeros(components.batch_shape, device=components.sample().device)
+    return MixtureSameFamily(Categorical(logits=logits, validate_args=False), components, validate_args=False)
+
+
+def is_diagonal(distribution: Distribution) -> bool:
+    """Whether a distribution is a Gaussian of independent dimensions."""
+    return isinstance(distribution, Independent) and isinstance(distribution.base_dist, Normal)
+
+
+def kl_by_dimension(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
+    """Return KL(q ‖ p), nats: [B, D] in closed form where p factorises over dimensions, else [B, 1].
+
+    For q with correlated dimensions the columns are the terms of the chain rule, E KL(q(z_j|z_<j) ‖ p(z_j)). Where no
+    closed form is registered it is the Monte Carlo estimate mean_k [log q(z_k) − log p(z_k)], z [K, B, D].
+    """
+    if isinstance(q, MultivariateNormal) and is_diagonal(p):
+        return _chain_rule(q, p.base_dist)  # type: ignore[attr-defined]
+    try:
+        if isinstance(q, Independent) and isinstance(p, Independent):
+            return kl_divergence(q.base_dist, p.base_dist)
+        return kl_divergence(q, p).unsqueeze(-1)
+    except NotImplementedError:
+        return (q.log_prob(z) - p.log_prob(z)).mean(0).unsqueeze(-1)
+
+
+def _chain_rule(q: MultivariateNormal, p: Normal) -> Tensor:
+    """Return ½[(Σ_jj + (μ_j − m_j)²)/s_j² − 1] − log(L_jj/s_j) for each dimension j, Σ = LLᵀ: [B, D]."""
+    tril = q.scale_tril
+    diagonal = tril.diagonal(dim1=-2, dim2=-1)
+    square = (tril.square().sum(-1) + (q.loc - p.loc).square()) / p.scale.square()
+    return 0.5 * (square - 1.0) - (diagonal / p.scale).log()
+
+
+@register_kl(MultivariateNormal, Independent)
+def _full_from_diagonal(q: MultivariateNormal, p: Independent) -> Tensor:
+    if not is_diagonal(p):
+        raise NotImplementedError
+    return _chain_rule(q, p.base_dist).sum(-1)
+
+
+class Remembering(Distribution):
+    """A distribution that knows the log-density of what it drew last, where finding it anew is dear.
+
+    Args:
+        flow: a `zuko.distributions.NormalizingFlow`, batch [B], event [D].
+        draws: that its mean is estimated from.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(self, flow: Any, draws: int = 64):
+        super().__init__(flow.batch_shape, flow.event_shape, validate_args=False)
+        self.flow, self.draws = flow, draws
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of so many draws, [B, D]: there is no closed form."""
+        with torch.no_grad():
+            return self.flow.rsample((self.draws,)).mean(0)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw z [*sample_shape, B, D] with gradients, and remember log q(z)."""
+        self.last = self.flow.rsample_and_log_prob(torch.Size(sample_shape))
+        return self.last[0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z), nats; of any other z than the last drawn it takes D passes a transform."""
+        return self.last[1] if self.last is not None and z is self.last[0] else self.flow.log_prob(z)

@@ -1,0 +1,54 @@
+"""The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): what z tells of x, and how far q(z) is from the prior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vae_cli.data import Resident
+from vae_cli.distribution import exact, is_diagonal, mixture
+from vae_cli.metrics.elbo import undisturbed
+from vae_cli.vae import VAE
+
+MOST = 2000  # examples at most
+CHUNK = 250  # examples at once
+ELEMENTS = 2**24  # log-densities of z under members at once
+
+
+@torch.no_grad()
+def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> dict[str, float]:
+    """Return I_q(x;z) and KL(q(z) ‖ p(z)), nats, which add up to the mean KL(q(z|x) ‖ p(z)) (Hoffman & Johnson 2016).
+
+    q(z) is the mixture of the posteriors of the first `most` examples themselves, so that the mutual information
+    cannot exceed log of their number, which is returned beside it. With a condition, q(z|c) and p(z|c) of one example
+    would be needed; then only the mutual information is returned, of (x, c) and z.
+    """
+    n = min(most, len(data))
+    with undisturbed(vae, seed):
+        x, y = data.batch(slice(0, n))
+        posterior = vae.encode(x, y)
+        z = posterior.sample()
+        own = posterior.log_prob(z).to(exact(z.device))
+        log_qz = _log_aggregate(vae, x, y, posterior, z).to(own.dtype)
+        log_p = vae.prior(vae.conditioning(y)).log_prob(z).to(own.dtype)
+    numbers = {"mutual_information": float((own - log_qz).mean()), "mutual_information_bound": math.log(n)}
+    return numbers if y is not None and getattr(vae.conditioning, "dim", 0) else numbers | {
+        "marginal_kl": float((log_qz - log_p).mean())
+    }
+
+
+def _log_aggregate(vae: VAE, x: Tensor, y: Tensor | None, posterior: Distribution, z: Tensor) -> Tensor:
+    """Return log 1/N Σ_m q(z_n|x_m) for each n, [N]."""
+    if is_diagonal(posterior):
+        return mixture(posterior).log_prob(z)
+    parts = []
+    for start in range(0, len(x), CHUNK):
+        part = slice(start, start + CHUNK)
+        members = vae.encode(x[part], None if y is None else y[part])
+        rows = max(1, ELEMENTS // (CHUNK * z.shape[-1] ** 2))
+        each = [members.log_prob(some.unsqueeze(1)) for some in z.split(rows)]  # [rows, CHUNK]
+        parts.append(torch.logsumexp(torch.cat(each), -1))
+    return torch.logsumexp(torch.stack(parts), 0) - math.log(len(x))

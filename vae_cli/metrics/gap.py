@@ -1,0 +1,60 @@
+"""Where the gap between log p(x) and the ELBO comes from (Cremer et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vae_cli.data import Resident
+from vae_cli.metrics.elbo import decodes_at_once, undisturbed
+from vae_cli.metrics.importance import log_likelihood, standard_error
+from vae_cli.vae import VAE, kl_by_layer
+
+LAST = 0.2  # the fraction of the steps that the optimum is averaged over
+
+
+def amortisation(
+    vae: VAE, data: Resident, *, samples: int, steps: int = 500, draws: int = 10, lr: float = 0.02, seed: int = 0
+) -> dict[str, float]:
+    """Split log p(x) − ELBO of a (small) set of examples into amortisation and approximation gap, nats.
+
+    The encoder's features of each example are optimised by Adam, everything else held: q* is the best member of the
+    posterior's family that its map of features reaches (all of it, where there are at least as many features as
+    parameters of q). amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
+    log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples.
+    """
+    exact = log_likelihood(vae, data, samples=samples, seed=seed)
+    best = []
+    with undisturbed(vae, seed):
+        for x, y in data.batches(max(1, decodes_at_once(vae) // (4 * draws))):
+            best.append(_optimised_elbo(vae, x, y, steps, draws, lr))
+    amortised = torch.cat(best).cpu().to(exact.elbo.dtype) - exact.elbo
+    approximation = exact.gap - amortised
+    return {
+        "amortisation_gap": float(amortised.mean()),
+        "amortisation_gap_stderr": standard_error(amortised),
+        "approximation_gap": float(approximation.mean()),
+        "approximation_gap_stderr": standard_error(approximation),
+    }
+
+
+def _optimised_elbo(vae: VAE, x: Tensor, y: Tensor | None, steps: int, draws: int, lr: float) -> Tensor:
+    """Return the ELBO [B] of each example under a q of its own, the mean over the last steps."""
+    with torch.no_grad():
+        c = vae.conditioning(y)
+        start, prior = vae.features(x, c), vae.prior(c)
+    features = start.clone().requires_grad_(True)
+    optimizer, total, counted = torch.optim.Adam([features], lr=lr), torch.zeros(len(x), device=x.device), 0
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * (1.0 - step / steps)
+        with torch.enable_grad():
+            posterior = vae.posterior(features)
+            z = posterior.rsample((draws,))
+            kl = torch.cat(kl_by_layer(posterior, prior, z), -1).sum(-1)
+            elbo = (vae._decode(z, c).log_prob(x) - vae.log_volume).mean(0) - kl
+            (features.grad,) = torch.autograd.grad(-elbo.sum(), [features])
+        optimizer.step()
+        if step >= (1.0 - LAST) * steps:
+            total += elbo.detach()
+            counted += 1
+    return total / counted

@@ -1,0 +1,118 @@
+"""log p(x) by importance sampling from q(z|x), with its error, and the gap to the ELBO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_cli.data import Resident
+from vae_cli.distribution import exact
+from vae_cli.metrics.elbo import Evaluation, decodes_at_once, undisturbed
+from vae_cli.vae import VAE
+
+BATCH = 100  # examples at once at most
+
+
+@dataclass
+class LogLikelihood:
+    """Estimates for each example of a set, float64, nats."""
+
+    log_likelihood: Tensor  # [N] log 1/K Σ_k w_k, a lower bound of log p(x) in expectation, tight as K grows
+    elbo: Tensor  # [N] 1/K Σ_k log w_k, of the same draws
+    effective_samples: Tensor  # [N] (Σ w)² / Σ w²: how many of the K draws carry the estimate
+    curve: dict[int, float]  # k → the mean of log 1/k Σ w over groups of k draws, the IWAE bound of k samples
+    samples: int  # K
+
+    @property
+    def mean(self) -> float:
+        """The estimate of log p(x), averaged over examples."""
+        return float(self.log_likelihood.mean())
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the mean over examples."""
+        return standard_error(self.log_likelihood)
+
+    @property
+    def gap(self) -> Tensor:
+        """log p(x) − ELBO(x) = KL(q(z|x) ‖ p(z|x)) of each example, [N]."""
+        return self.log_likelihood - self.elbo
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of a mean over examples [N]; nan for one example."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+@torch.no_grad()
+def log_likelihood(
+    vae: VAE,
+    data: Resident,
+    *,
+    samples: int,
+    seed: int = 0,
+    batch_size: int | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> LogLikelihood:
+    """Estimate log p(x) of every example: log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
+
+    `batch_size` z are decoded at a time; by default as many as a memory bound allows. `advance` is told the examples
+    done. The random state of training is left as it was.
+    """
+    rows = batch_size or decodes_at_once(vae)
+    many = max(1, min(BATCH, rows))
+    parts, curves, done = [], [], 0
+    with undisturbed(vae, seed):
+        for x, y in data.batches(many):
+            log_w = vae.log_weights(x, y, samples, max(1, rows // len(x))).to(exact(x.device))
+            parts.append(torch.stack(_summaries(log_w)).cpu())
+            curves.append(torch.stack([_bound(log_w, k).sum() for k in _sizes(samples)]).cpu())
+            done += len(x)
+            advance(done)
+    total, elbo, effective = torch.cat(parts, dim=1)
+    means = (torch.stack(curves).sum(0) / len(data)).tolist()
+    return LogLikelihood(total, elbo, effective, dict(zip(_sizes(samples), means, strict=True)), samples)
+
+
+def _summaries(log_w: Tensor) -> list[Tensor]:
+    """Return log 1/K Σ w, 1/K Σ log w and (Σ w)²/Σ w² of weights [K, B], each [B]."""
+    total = torch.logsumexp(log_w, 0)
+    effective = torch.exp(2.0 * total - torch.logsumexp(2.0 * log_w, 0))
+    return [total - math.log(len(log_w)), log_w.mean(0), effective]
+
+
+def _sizes(samples: int) -> list[int]:
+    """Return 1, 2, 5, 10, 20, 50, … below K, and K."""
+    steps = (base * 10**power for power in range(9) for base in (1, 2, 5))
+    return [*(k for k in steps if k < samples), samples]
+
+
+def _bound(log_w: Tensor, k: int) -> Tensor:
+    """Return the mean over disjoint groups of k draws of log 1/k Σ w, [B]."""
+    groups = len(log_w) // k
+    grouped = log_w[: groups * k].view(groups, k, -1)
+    return (torch.logsumexp(grouped, 1) - math.log(k)).mean(0)
+
+
+def numbers(estimate: LogLikelihood, whole: Evaluation, examples: int) -> dict[str, float]:
+    """Return what an estimate says of a whole set of so many examples, of which it may have seen a part alone.
+
+    The gap varies far less from example to example than log p(x) does: of a part, its mean gap is added to the ELBO
+    of the whole, and the two errors add in quadrature.
+    """
+    total, error = estimate.mean, estimate.stderr
+    gap, gap_error = float(estimate.gap.mean()), standard_error(estimate.gap)
+    if len(estimate.gap) < examples:
+        total, error = whole.elbo + gap, math.hypot(whole.elbo_stderr, gap_error)
+    return {
+        "log_likelihood": total,
+        "log_likelihood_stderr": error,
+        "posterior_gap": gap,
+        "effective_samples": float(estimate.effective_samples.mean()),
+        "log_likelihood_samples": estimate.samples,
+        "log_likelihood_examples": len(estimate.gap),
+    }
