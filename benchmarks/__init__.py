@@ -1,0 +1,1 @@
+"""Benchmarks: side by side in one run, with the table that came out."""

@@ -82,9 +82,7 @@ def train(
     """
     build, configure, own = SETTINGS[kind]
     shape = tuple(train.batch(slice(0, 1))[0].shape[1:])
-    config = configure(
-        input_dim=shape, latent_dim=posterior.head.out_features // 2, reconstruction_loss="bce", **own
-    )
+    config = configure(input_dim=shape, latent_dim=posterior.head.out_features // 2, reconstruction_loss="bce", **own)
     rival = build(config, encoder=Encoder(model, posterior), decoder=Decoder(model))
     trainer = Trainer(rival, Examples(train), Examples(valid), BaseTrainerConfig(**settings))
     trainer.train()

@@ -18,7 +18,8 @@ from vae_cli.schema import OPTIONS
 GROUPS = sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
-FILES = {"arrays": ["data.path=."], "images": ["data.path=."]}
+OFFERED |= {"encoder", "low", "high", "examples"}
+FILES = {"arrays": ["data.path=."], "images": ["data.path=."], "conditional": ["conditional=label"]}  # what they need
 
 
 def problem(*overrides):
@@ -70,7 +71,7 @@ WRONG = {
     ("+trainer.epoch=3",): "trainer.epoch: no such setting; did you mean trainer.epochs?",
     ("modle=conv",): "modle: no such setting; did you mean model?",
     ("+kl.wieght=2",): "kl.wieght: no such setting; did you mean kl.weight?",
-    ("model=cnv",): "model=cnv: no such option; did you mean conv? (allowed: conv, linear, mlp, resnet)",
+    ("model=cnv",): "model=cnv: no such option; did you mean conv? (allowed: conv, ladder, linear, mlp, resnet)",
     ("trainer.epochs=abc",): "trainer.epochs=abc: an integer is allowed",
     ("trainer.epochs=1.5",): "trainer.epochs=1.5: an integer is allowed",
     ("trainer.compile=3",): "trainer.compile=3: true or false is allowed",

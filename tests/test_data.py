@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import configure
-from vae_cli import run
+from vae_cli import parts
 from vae_cli.data import Examples, Resident, Splits, pixels, vision
 from vae_cli.data.examples import carve
 from vae_cli.errors import UserError
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def dataset(*overrides):
-    return run.load_dataset(configure(*overrides))
+    return parts.load_dataset(configure(*overrides))
 
 
 def rows(examples):

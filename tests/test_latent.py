@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from tests.conftest import configure
-from vae_cli import run
+from vae_cli import parts
 from vae_cli.data import Spec
 from vae_cli.distribution import GaussianMixture, diagonal, kl_by_dimension, mixture
 from vae_cli.errors import UserError
@@ -29,7 +29,7 @@ def disturbed(*overrides, latent_dim=2):
     """A small model whose every weight is away from its start, so that no part is the standard normal."""
     torch.manual_seed(1)
     model = [] if any(o.startswith("model=") for o in overrides) else ["model.hidden=[16]"]
-    vae = run.build(configure(*model, f"model.latent_dim={latent_dim}", *overrides), SPEC).eval()
+    vae = parts.build(configure(*model, f"model.latent_dim={latent_dim}", *overrides), SPEC).eval()
     vae.initialize(torch.rand(20, 4, 4).round(), torch.arange(20) % 3)
     with torch.no_grad():
         for p in vae.parameters():
@@ -99,7 +99,7 @@ def test_draws_follow_the_density(case):
 def test_the_kl_agrees_with_monte_carlo(prior, posterior):
     overrides = (f"prior={prior}", f"posterior={posterior}", *PRIORS[prior], *POSTERIORS[posterior])
     if (prior, posterior) == ("vamp", "flow"):
-        with pytest.raises(UserError, match="prior=vamp: .* posterior=gaussian or full_gaussian is allowed"):
+        with pytest.raises(UserError, match=r"prior=vamp: .* posterior=gaussian or full_gaussian is allowed"):
             configure(*overrides)
         return
     vae = disturbed(*overrides)
@@ -154,7 +154,7 @@ def test_the_products_of_a_mixture_lose_nothing():
 
 @pytest.mark.parametrize("start", ["data", "noise"])
 def test_pseudo_inputs_stay_in_the_range_of_the_data_and_start_where_they_should(start):
-    vae = run.build(configure("model=conv", "model.channels=[4]", "prior=vamp", f"prior.start={start}"), SPEC)
+    vae = parts.build(configure("model=conv", "model.channels=[4]", "prior=vamp", f"prior.start={start}"), SPEC)
     x = torch.rand(600, 4, 4).round()
     vae.initialize(x, None)
     inputs = vae.prior.inputs
@@ -192,7 +192,7 @@ def test_weights_are_held_once():
 
 def test_a_prior_of_conditions_needs_them():
     with pytest.raises(UserError, match="prior=conditional: needs labels"):
-        run.build(configure("prior=conditional"), SPEC)
+        parts.build(configure("prior=conditional"), SPEC)
 
 
 def test_a_conditional_model_has_pseudo_conditions():

@@ -60,6 +60,7 @@ def test_closed_form_kl_equals_monte_carlo():
 def test_free_bits_hold_the_batch_mean_inside_the_maximum():
     class Output:
         kl = torch.tensor([[0.0, 2.0], [0.4, 4.0]], requires_grad=True)  # means 0.2 and 3
+        layers = ((2, 2),)
 
     def penalty(*settings):
         return kl_penalty(Output, *settings).item()
@@ -124,3 +125,11 @@ def test_schedules_speak_of_one_loss():
     torch.manual_seed(0)
     terms = ELBO()(vae, x, None, weight=kl.weight(1.0), target=kl.target(1.0))
     torch.testing.assert_close(terms.loss, 3.0 * (terms.kl - 5.0).abs() - terms.reconstruction)
+
+
+def test_free_bits_of_dimensions_that_depend_on_one_another_stand_for_them_all():
+    class Output:
+        kl = torch.tensor([[2.0, 0.2, 3.0], [2.0, 0.0, 3.0]])  # one column for four dimensions, two for two
+        layers = ((1, 4), (2, 2))
+
+    assert kl_penalty(Output, 0.75, None).item() == pytest.approx(3.0 + 0.75 + 3.0)

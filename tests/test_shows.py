@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 from tests.conftest import configure, train
-from vae_cli import checkpoint, run
+from vae_cli import checkpoint, parts
 
 CPU = torch.device("cpu")
 
@@ -16,8 +16,8 @@ CPU = torch.device("cpu")
 def trained(folder, *overrides):
     """Rebuild the model of a finished run."""
     config = configure(*overrides)
-    dataset = run.load_dataset(config)
-    vae = run.build(config, dataset.spec)
+    dataset = parts.load_dataset(config)
+    vae = parts.build(config, dataset.spec)
     vae.load_state_dict(checkpoint.load(folder / "checkpoints" / "last.pt")["model"])
     return vae.eval(), dataset
 
@@ -25,7 +25,7 @@ def trained(folder, *overrides):
 def test_linear_vae_reaches_probabilistic_pca(tmp_path):
     """log p(x) of the optimum is known (Tipping & Bishop 1999, eq. 4): the training ELBO must come within 0.05 nats."""
     summary = train(tmp_path, "experiment=ppca")
-    data = run.load_dataset(configure("experiment=ppca"))
+    data = parts.load_dataset(configure("experiment=ppca"))
     x = (data.train.x.double() / 16).flatten(1).numpy()
     assert len(x) == 1797
     values = PCA(svd_solver="full").fit(x).explained_variance_ * (len(x) - 1) / len(x)
@@ -81,7 +81,7 @@ def test_a_conditional_model_draws_the_class_it_is_asked_for(tmp_path, mnist_roo
     settings += ("model.hidden=[400,400]", "model.latent_dim=10")
     train(tmp_path, *settings)
     vae, _ = trained(tmp_path, *settings)
-    grey = run.load_dataset(configure("data=mnist", f"data.root={mnist_root}", "data.binarize=none"))
+    grey = parts.load_dataset(configure("data=mnist", f"data.root={mnist_root}", "data.binarize=none"))
     read, accuracy = digit_reader(grey)
     assert accuracy >= 0.95
     wanted = torch.arange(10).repeat_interleave(100)

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, configure, train
-from vae_cli import checkpoint, run
+from vae_cli import checkpoint, parts
 from vae_cli.errors import UserError
 from vae_cli.metrics import bits_per_dim, evaluate
 from vae_cli.randomness import seed_everything
@@ -150,8 +150,8 @@ def test_validation_is_the_plain_elbo_whatever_is_trained(tmp_path):
 def test_an_evaluation_does_not_depend_on_its_batch_size(tmp_path):
     """The last short batch weighs no more than its examples: with z at its mean no noise is left to differ."""
     config = configure(*TINY, "model=linear", "likelihood=gaussian", "likelihood.scale=1.0")
-    dataset = run.load_dataset(config)
-    vae = run.build(config, dataset.spec)
+    dataset = parts.load_dataset(config)
+    vae = parts.build(config, dataset.spec)
     vae.posterior.head.bias.data[4:] = -30.0  # σ = 0
     valid = dataset.resident("test", torch.device("cpu"))
     results = [evaluate(vae, valid, batch_size=size) for size in (1000, 7, 3)]
@@ -162,8 +162,8 @@ def test_an_evaluation_does_not_depend_on_its_batch_size(tmp_path):
 
 def test_active_units_are_those_whose_mean_moves(tmp_path):
     config = configure(*TINY, "model=linear", "data.limit=150")
-    dataset = run.load_dataset(config)
-    vae = run.build(config, dataset.spec)
+    dataset = parts.load_dataset(config)
+    vae = parts.build(config, dataset.spec)
     with torch.no_grad():
         vae.posterior.head.weight.zero_()
         vae.posterior.head.weight[:2] = 0.5  # of four means, two move with x
@@ -217,9 +217,9 @@ def test_a_compiled_step_gives_the_same_losses(tmp_path):
 
 def test_gradients_are_clipped(tmp_path):
     train(tmp_path, *SHORT, "trainer.grad_clip=1e-9", "optimizer=sgd", "optimizer.momentum=0")
-    spec = run.load_dataset(configure(*SHORT)).spec
+    spec = parts.load_dataset(configure(*SHORT)).spec
     seed_everything(1)
-    fresh = run.build(configure(*SHORT), spec).state_dict()
+    fresh = parts.build(configure(*SHORT), spec).state_dict()
     assert all(torch.allclose(fresh[key], value, atol=1e-7) for key, value in weights(tmp_path).items())
 
 
@@ -234,8 +234,8 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path):
     state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
     assert not equal(state["model"], state["averaged"])
     config = configure(*SHORT)
-    dataset = run.load_dataset(config)
-    vae = run.build(config, dataset.spec)
+    dataset = parts.load_dataset(config)
+    vae = parts.build(config, dataset.spec)
     vae.load_state_dict(state["averaged"])
     result = evaluate(vae, dataset.resident("test", torch.device("cpu")), samples=8)
     assert result.elbo == pytest.approx(summary["test/elbo"], rel=1e-6)
@@ -272,8 +272,8 @@ def test_warnings_name_a_remedy_and_are_kept(tmp_path):
 def test_bits_are_told_only_where_they_mean_something():
     def bits(*overrides):
         config = configure("data=synthetic", "data.n=50", *overrides)
-        dataset = run.load_dataset(config)
-        return bits_per_dim(-100.0, dataset.spec, run.build(config, dataset.spec).likelihood)
+        dataset = parts.load_dataset(config)
+        return bits_per_dim(-100.0, dataset.spec, parts.build(config, dataset.spec).likelihood)
 
     nats = 100.0 / (784 * math.log(2))
     assert bits() == pytest.approx(nats)
@@ -322,7 +322,7 @@ def test_tables_of_any_scale_train(tmp_path, scale):
     summary = train(tmp_path / "run", *settings)
     in_own_units = summary["test/elbo"] + 4 * math.log(scale)  # the constant column keeps its unit
     assert -7.0 < in_own_units + 2.0 < 3.0  # of four normals of those widths alone it is about -8
-    train_x = run.load_dataset(configure(*settings)).train.x
+    train_x = parts.load_dataset(configure(*settings)).train.x
     torch.testing.assert_close(train_x[:, :4].mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(train_x[:, :4].std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
     assert train_x[:, 4].abs().max() < 1e-3

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from vae_cli.errors import CONF, UserError, unknown_setting
-from vae_cli.schema import OPTIONS, Config, Part, Trainer
+from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
@@ -24,11 +24,22 @@ def validate(raw: Mapping[str, Any]) -> Config:
     return config
 
 
+def validate_evaluate(raw: Any) -> Evaluate:
+    """Check the settings of vae-eval and return them typed.
+
+    Raises:
+        UserError: names the first setting that is unknown, of the wrong type or out of range.
+    """
+    return _check(Evaluate, raw, "")
+
+
 def compose(*overrides: str) -> Config:
     """Compose the settings that `vae-train OVERRIDES` would run with, in this process."""
     from hydra import compose as composed
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
+
+    import vae_cli.command  # noqa: F401  registers what options may refer to
 
     with initialize_config_dir(CONF, version_base="1.3"):
         raw = OmegaConf.to_container(composed("train", list(overrides)), resolve=True, throw_on_missing=True)

@@ -12,6 +12,14 @@ OWN_CONF: list[Path] = []  # folders of a user's own options
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
 
 
+_MAIN = ["train"]  # the configuration of the command that runs
+
+
+def use(name: str) -> None:
+    """Let error messages speak of the settings of conf/NAME.yaml."""
+    _MAIN[0] = name
+
+
 class UserError(Exception):
     """Something the person at the terminal can mend. Its text is one line; `vae-train` prints it and exits with 1."""
 
@@ -66,7 +74,9 @@ def one_line(error: Exception) -> str:
 
 
 def groups() -> list[str]:
-    """Return the groups of options."""
+    """Return the groups of options of the command."""
+    if _MAIN[0] != "train":
+        return []
     return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
 
 
@@ -82,7 +92,7 @@ def _load(path: Path) -> dict:
 
 
 def _root() -> list[str]:
-    return [key for key in _load(Path(CONF) / "train.yaml") if key not in ("defaults", "hydra")]
+    return [key for key in _load(Path(CONF) / f"{_MAIN[0]}.yaml") if key not in ("defaults", "hydra")]
 
 
 def _settings(group: str) -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Independent
 
 from vae_cli.distribution import is_diagonal
 from vae_cli.errors import UserError
@@ -162,7 +163,7 @@ class BetaTC(Objective):
     def decompose(self, output: Output) -> tuple[Tensor, Tensor, Tensor]:
         """Return mutual information, total correlation and dimension-wise KL, each []; z [K, B, D]."""
         q, z = output.posterior, output.z
-        if not is_diagonal(q):
+        if not is_diagonal(q) or not isinstance(q, Independent):
             raise UserError("objective=beta_tc: needs q(z|x) of independent dimensions; posterior=gaussian is allowed")
         each = q.base_dist.log_prob(z.unsqueeze(-2))  # [K, B, M, D] log q(z_i,j|x_m)
         log_weights = self._log_weights(z.shape[1], z)
@@ -206,9 +207,7 @@ class MMD(ELBO):
 
     extra = ("mmd",)
 
-    def __init__(
-        self, *, weight: float = 100.0, kernel: str = "imq", bandwidth: float | None = None, samples: int = 1
-    ):
+    def __init__(self, *, weight: float = 100.0, kernel: str = "imq", bandwidth: float | None = None, samples: int = 1):
         super().__init__(samples=samples)
         self.weight, self.kernel, self.bandwidth = weight, kernel, bandwidth
 

@@ -11,8 +11,29 @@ from torch.distributions import Distribution, MultivariateNormal
 from vae_cli.distribution import Remembering, diagonal
 
 
-class Gaussian(nn.Module):
-    """q(z|x) = N(μ, diag σ²), both affine in the features, σ = exp of its map.
+class Posterior(nn.Module):
+    """Base of the posteriors: an affine map of the features gives the parameters of a distribution.
+
+    Args:
+        features: F, width of the encoder's features.
+        outputs: P, parameters of q(z|x).
+    """
+
+    def __init__(self, features: int, outputs: int):
+        super().__init__()
+        self.head = nn.Linear(features, outputs)
+
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Return q(z|x), batch shape [B] and event shape [D], from its parameters [B, P]."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Distribution:
+        """Map features [B, F] to q(z|x) with batch shape [B] and event shape [D]."""
+        return self.distribution(self.head(features))
+
+
+class Gaussian(Posterior):
+    """q(z|x) = N(μ, diag σ²); the parameters are μ and log σ.
 
     Args:
         features: F, width of the encoder's features.
@@ -20,44 +41,47 @@ class Gaussian(nn.Module):
     """
 
     def __init__(self, *, features: int, latent_dim: int):
-        super().__init__()
-        self.head = nn.Linear(features, 2 * latent_dim)
+        super().__init__(features, 2 * latent_dim)
 
-    def forward(self, features: Tensor) -> Distribution:
-        """Map features [B, F] to q(z|x) with batch shape [B] and event shape [D]."""
-        loc, log_scale = self.head(features).chunk(2, dim=-1)
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Return N(μ, diag σ²) from (μ, log σ) [B, 2 D]."""
+        loc, log_scale = parameters.chunk(2, dim=-1)
         return diagonal(loc, log_scale.exp())
 
 
-class FullGaussian(nn.Module):
+class FullGaussian(Posterior):
     """q(z|x) = N(μ, LLᵀ), L lower-triangular with a positive diagonal; it starts diagonal.
+
+    The parameters are μ, the logarithm of L's diagonal, and what is below it.
 
     Args:
         features: F, width of the encoder's features.
         latent_dim: D, dimensions of z.
     """
 
-    def __init__(self, *, features: int, latent_dim: int):
-        super().__init__()
-        self.head = nn.Linear(features, 2 * latent_dim)
-        self.below = nn.Linear(features, latent_dim * (latent_dim - 1) // 2)
-        nn.init.zeros_(self.below.weight)
-        nn.init.zeros_(self.below.bias)
-        self.register_buffer("places", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
-        self.places: Tensor
+    places: Tensor
 
-    def forward(self, features: Tensor) -> Distribution:
-        """Map features [B, F] to q(z|x) with batch shape [B] and event shape [D]."""
-        loc, log_scale = self.head(features).chunk(2, dim=-1)
+    def __init__(self, *, features: int, latent_dim: int):
+        below = latent_dim * (latent_dim - 1) // 2
+        super().__init__(features, 2 * latent_dim + below)
+        self.sizes = [latent_dim, latent_dim, below]
+        with torch.no_grad():
+            self.head.weight[2 * latent_dim :], self.head.bias[2 * latent_dim :] = 0.0, 0.0
+        self.register_buffer("places", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
+
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Return N(μ, LLᵀ) from (μ, log diag L, L below) [B, 2 D + D (D − 1)/2]."""
+        loc, log_scale, below = parameters.split(self.sizes, dim=-1)
         tril = torch.diag_embed(log_scale.exp())
-        tril[..., self.places[0], self.places[1]] = self.below(features)
+        tril[..., self.places[0], self.places[1]] = below
         return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
 
 
-class Flow(nn.Module):
+class Flow(Posterior):
     """q(z|x): a Gaussian draw passed through inverse autoregressive transforms (Kingma et al. 2016), by zuko.
 
-    Each transform sees the draw so far and a context that is affine in the features; at the start it is the identity.
+    The parameters are μ and log σ of the Gaussian and a context that each transform sees beside the draw so far; at
+    the start the transforms are the identity.
 
     Args:
         features: F, width of the encoder's features.
@@ -76,20 +100,19 @@ class Flow(nn.Module):
         hidden: Sequence[int] = (128,),
         context: int = 64,
     ):
-        super().__init__()
+        super().__init__(features, 2 * latent_dim + context)
         from zuko.flows import MAF
 
-        self.base = Gaussian(features=features, latent_dim=latent_dim)
-        self.context = nn.Linear(features, context)
+        self.sizes = [latent_dim, latent_dim, context]
         self.transform = MAF(latent_dim, context, transforms=transforms, hidden_features=list(hidden)).transform
         start_as_identity(self.transform)
 
-    def forward(self, features: Tensor) -> Distribution:
-        """Map features [B, F] to q(z|x) with batch shape [B] and event shape [D]."""
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Return the transformed Gaussian from (μ, log σ, context) [B, 2 D + context]."""
         from zuko.distributions import NormalizingFlow
 
-        transform = self.transform(self.context(features))
-        return Remembering(NormalizingFlow(transform.inv, self.base(features)))
+        loc, log_scale, context = parameters.split(self.sizes, dim=-1)
+        return Remembering(NormalizingFlow(self.transform(context).inv, diagonal(loc, log_scale.exp())))
 
 
 def start_as_identity(transform: nn.Module) -> None:

@@ -1,156 +1,26 @@
-"""From a configuration to parts to a finished run folder."""
+"""From a configuration to a finished run folder."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vae_cli import checkpoint, metrics
-from vae_cli.config import validate
-from vae_cli.data import Dataset, Resident, Spec, load
-from vae_cli.errors import UserError, first_line, suggest
+from vae_cli.data import Dataset, Resident
+from vae_cli.errors import UserError, first_line
 from vae_cli.objective import Objective
+from vae_cli.parts import assemble, build, load_dataset, name_of
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
 from vae_cli.schema import OPTIONS, Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
-from vae_cli.vae import VAE, Encoder
+from vae_cli.vae import VAE
 
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
-
-def find(group: str, part: Part) -> Callable[..., Any]:
-    """Return the class or function that a part names.
-
-    Raises:
-        UserError: it cannot be imported.
-    """
-    module, _, name = part.target.rpartition(".")
-    try:
-        holder = importlib.import_module(module)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{group}._target_={part.target}: cannot be imported ({reason})") from error
-    if not hasattr(holder, name):
-        raise UserError(f"{group}._target_={part.target}: {module} has no {name}{suggest(name, dir(holder))}")
-    return getattr(holder, name)
-
-
-def assemble(group: str, part: Part, **offered: Any) -> Any:
-    """Build a part from its settings and from those of the offered facts that its constructor names.
-
-    Raises:
-        UserError: the part cannot be imported, does not know one of its settings, lacks one or refuses one.
-    """
-    kind = find(group, part)
-    named = inspect.signature(kind).parameters
-    given = {key: value for key, value in part.arguments.items() if key not in offered or key in named}
-    arguments = {key: value for key, value in offered.items() if key in named} | given
-    if unknown := [key for key in given if key not in named]:
-        allowed = ", ".join(f"{group}.{name}" for name in named if name not in offered)
-        raise UserError(f"{group}.{unknown[0]}: no setting of {part.target} (allowed: {allowed or 'none'})")
-    required = [name for name, parameter in named.items() if parameter.default is parameter.empty]
-    if missing := [name for name in required if name not in arguments and named[name].kind in NAMED]:
-        raise UserError(f"{group}.{missing[0]}: required by {part.target}; nothing was given")
-    try:
-        return kind(**arguments)
-    except ValueError as error:
-        raise UserError(f"{group}: {part.target} refuses its settings ({first_line(error)})") from error
-
-
-def load_dataset(config: Config) -> Dataset:
-    """Load the data of a configuration, split and checked against its likelihood."""
-    source = assemble("data", config.data)
-    support = getattr(find("likelihood", config.likelihood), "support", "real")
-    return load(config.data, source, support=support, likelihood=_name(config.likelihood))
-
-
-def build(config: Config, spec: Spec) -> VAE:
-    """Build the model of a configuration for data of that kind, with fresh weights."""
-    latent_dim = config.model.latent_dim
-    likelihood = assemble("likelihood", config.likelihood, levels=spec.levels)
-    conditioning = assemble("conditional", config.conditional, classes=spec.classes, attributes=spec.attributes)
-    model = assemble(
-        "model",
-        config.model,
-        shape=spec.shape,
-        latent_dim=latent_dim,
-        condition_dim=conditioning.dim,
-        outputs=likelihood.outputs,
-    )
-    posterior = assemble("posterior", config.posterior, features=model.features, latent_dim=latent_dim)
-    prior = assemble(
-        "prior",
-        config.prior,
-        latent_dim=latent_dim,
-        condition_dim=conditioning.dim,
-        encoder=Encoder(model, posterior),
-        shape=spec.shape,
-        low=spec.low,
-        high=spec.high,
-    )
-    if hasattr(model, "hierarchy"):
-        posterior, prior = model.hierarchy(posterior, prior)
-    return VAE(
-        model=model,
-        posterior=posterior,
-        prior=prior,
-        likelihood=likelihood,
-        conditioning=conditioning,
-        shape=spec.shape,
-        log_volume=spec.log_volume,
-    )
-
-
-def settings_of(folder: Path, *, trust: bool = False) -> Config:
-    """Return the configuration that a run folder was trained with.
-
-    Args:
-        folder: of the run.
-        trust: whether parts that are not vae_cli's own may be built: their modules are code that would run.
-
-    Raises:
-        UserError: there is no run, or it names foreign parts.
-    """
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        jobs = sorted(str(each.parents[1]) for each in folder.glob("*/.hydra/config.yaml"))
-        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
-        raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
-    raw = yaml.safe_load(path.read_text())
-    for group, content in raw.items() if isinstance(raw, dict) else ():
-        target = content.get("_target_", "vae_cli.") if isinstance(content, dict) else "vae_cli."
-        if not trust and not str(target).startswith(("vae_cli.", "torch.optim.")):
-            raise UserError(
-                f"{group}._target_={target}: not a part of vae_cli; trust=true runs it, if you trust {folder}"
-            )
-    return validate(raw)
-
-
-def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple[Config, VAE]:
-    """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
-
-    Raises:
-        UserError: there is no run, it names foreign parts, or its weights do not fit its configuration.
-    """
-    config = settings_of(folder, trust=trust)
-    best = folder / "checkpoints" / "best.pt"
-    last = config.trainer.final == "last" or not best.is_file()
-    state = checkpoint.load(folder / "checkpoints" / "last.pt" if last else best, device)
-    vae = build(config, Spec.from_dict(state["spec"])).to(device)
-    try:
-        vae.load_state_dict(state.get("averaged") or state["model"])
-    except RuntimeError as error:
-        raise UserError(f"run={folder}: its weights do not fit its settings ({first_line(error)})") from error
-    return config, vae.eval().requires_grad_(False)
 
 
 def train(
@@ -196,7 +66,7 @@ def train(
 def _probe(vae: VAE, dataset: Dataset, config: Config, device: torch.device) -> None:
     """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
     parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
-    own = ", ".join(f"{name}={_name(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
+    own = ", ".join(f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
     if not own:
         return
     x, y = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
@@ -235,9 +105,7 @@ def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, fol
             checkpoint.save(best | about, folder / "checkpoints" / "best.pt")
         checkpoint.save(last | about, folder / "checkpoints" / "last.pt")
 
-    objective = assemble(
-        "objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train)
-    )
+    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
     if not isinstance(objective, Objective):
         raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
     objective = objective.to(next(vae.parameters()).device)
@@ -271,10 +139,6 @@ def _set_up_process(config: Config) -> None:
         inductor.fallback_random = True  # the compiled step draws what the eager one would
 
 
-def _name(part: Part) -> str:
-    return part.target.rsplit(".", 1)[-1]
-
-
 def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, reporter: Reporter, folder: Path) -> None:
     """Say in one line what was built, and warn of what makes its numbers mean something else."""
     spec = dataset.spec
@@ -287,26 +151,13 @@ def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, rep
     }[dataset.kind]
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
-        f"{_name(config.data)} {list(spec.shape)} ({sizes}{kind}) | {_name(config.model)}, "
-        f"{config.model.latent_dim} latent dimensions, {count:,} parameters | {_name(config.likelihood)} | "
+        f"{name_of(config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of(config.model)}, "
+        f"{config.model.latent_dim} latent dimensions, {count:,} parameters | {name_of(config.likelihood)} | "
         f"{trainer.device.type} {config.trainer.precision} | {trainer.total:,} steps of {trainer.batch_size}{start} "
         f"| {folder}"
     )
-    if getattr(vae.likelihood, "support", "real") == "binary" and not spec.binary:
-        reporter.warn(
-            "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
-            "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
-        )
-    if dataset.kind == "bernoulli" and len(spec.shape) == 3 and spec.shape[0] == 3:
-        reporter.warn(
-            "colour pictures are binarised channel by channel for likelihood=bernoulli; "
-            "likelihood=discretized_logistic or gaussian models their colours"
-        )
-    if spec.levels is not None and not getattr(vae.likelihood, "discrete", False):
-        reporter.warn(
-            "a density on discrete values can grow without bound: compare it only with runs of the same likelihood "
-            "settings" + ("" if spec.binary else ", or set data.dequantize=true")
-        )
+    for line in metrics.caveats(dataset, vae.likelihood):
+        reporter.warn(line)
     if trainer.step >= trainer.total:
         reporter.line(f"nothing left to train: {trainer.step} steps done, {trainer.total} asked for (trainer.epochs)")
     epochs = trainer.total / trainer.steps_per_epoch
@@ -341,6 +192,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
     summary |= {f"{shown_split}/{key}": value for key, value in _beyond(config, vae, shown, shown_result).items()}
     summary |= {
+        "measure": metrics.measure(dataset, vae.likelihood),
         "train/examples": min(len(dataset.train), EVALUATED),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "train_seconds": round(trainer.seconds, 3),

@@ -185,6 +185,25 @@ class StepLR(ConstantLR):
         return self.fall ** math.floor(epoch / self.every)
 
 
+class StagesLR(ConstantLR):
+    """Stages of growing length, each at a lower rate: stage i = 0 … n − 1 takes growth^i parts of the run.
+
+    factor(t) = final^(i / (n − 1)). With growth 3 and 8 stages, the schedule of Burda et al. 2016 (3,280 epochs there).
+    """
+
+    def __init__(self, *, stages: int = 8, growth: float = 3.0, final: float = 0.1, epochs: float = 0.0):
+        super().__init__(epochs=epochs)
+        self.final = final
+        lengths = [growth**i for i in range(stages)]
+        self.ends = [sum(lengths[: i + 1]) / sum(lengths) for i in range(stages)]
+
+    def factor(self, epoch: float) -> float:
+        """Return the staircase."""
+        progress = _progress(epoch, self.epochs)
+        stage = next((i for i, end in enumerate(self.ends) if progress < end), len(self.ends) - 1)
+        return self.final ** (stage / max(1, len(self.ends) - 1))
+
+
 class PlateauLR(ConstantLR):
     """Multiplied by `factor` whenever `patience` validations in a row bring no better ELBO."""
 

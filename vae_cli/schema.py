@@ -381,6 +381,14 @@ class StepLR(Part):
     factor: Annotated[float, Field(gt=0, le=1)]
 
 
+class StagesLR(Part):
+    """Stages of growing length."""
+
+    stages: Count
+    growth: Annotated[float, Field(ge=1)]
+    final: Annotated[float, Field(gt=0, le=1)]
+
+
 class WarmupLR(Part):
     """A linear rise."""
 
@@ -415,6 +423,23 @@ class Trainer(Settings):
     precision: Literal["fp32", "bf16"]
     compile: bool
     deterministic: bool
+
+
+class Evaluate(Settings):
+    """Settings of vae-eval."""
+
+    run: str
+    split: Literal["train", "valid", "test"]
+    samples: Count
+    examples: Count | None
+    metrics: list[
+        Literal["elbo", "log_likelihood", "aggregate", "amortisation", "probe", "disentanglement", "quality", "fid"]
+    ]
+    amortisation_examples: Count
+    batch_size: Count | None
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    seed: Seed
+    trust: bool
 
 
 class Config(Settings):
@@ -522,6 +547,7 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "vae_cli.schedule.ConstantLR": Part,
         "vae_cli.schedule.CosineLR": CosineLR,
         "vae_cli.schedule.StepLR": StepLR,
+        "vae_cli.schedule.StagesLR": StagesLR,
         "vae_cli.schedule.WarmupLR": WarmupLR,
         "vae_cli.schedule.PlateauLR": PlateauLR,
         "": OwnPart,

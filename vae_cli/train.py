@@ -5,7 +5,6 @@ torch is imported only once the configuration has been accepted, so that help an
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -17,16 +16,14 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from vae_cli import errors
+from vae_cli.command import DEBUGGING, guarded, own_folders
 from vae_cli.errors import CONF, UserError, one_line
 
-DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 OVERLAYS = ("experiment", "debug")  # groups that only set others
 MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
@@ -34,21 +31,12 @@ MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
 def main() -> None:
     """Run vae-train; print errors as one line and exit with 1."""
-    if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
-        argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
-    try:
+
+    def body() -> None:
         sys.argv[1:] = _prepared(sys.argv[1:])
         application()
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
-        if DEBUGGING:
-            raise
-        sys.exit(f"vae-train: error: {one_line(error)}")
-    except BrokenPipeError:  # `vae-train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as interrupt:
-        print(f"vae-train: interrupted{interrupt}", file=sys.stderr)
-        sys.exit(130)
+
+    guarded("vae-train", body)
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
@@ -201,9 +189,7 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
 
 def _find_own_parts(settings: dict[str, Any]) -> None:
     """Make modules beside a --config-dir importable, and refuse foreign parts where none was given."""
-    sources = HydraConfig.get().runtime.config_sources
-    own = [source.path for source in sources if source.provider == "command-line"]
-    sys.path[:0] = [path for path in own if path not in sys.path]
+    own = own_folders()
     for group, content in settings.items():
         target = content.get("_target_", "vae_cli.") if isinstance(content, dict) else "vae_cli."
         if not own and not target.startswith(("vae_cli.", "torch.optim.")):

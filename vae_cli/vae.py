@@ -76,6 +76,8 @@ class VAE(nn.Module):
         super().__init__()
         self.model: Any
         self.likelihood: Any
+        self.prior: Any
+        self.posterior: Any
         self.model, self.posterior, self.prior = model, posterior, prior
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
         self.log_volume = log_volume
@@ -134,12 +136,13 @@ class VAE(nn.Module):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def sample(self, n: int, y: Tensor | None = None) -> Tensor:
-        """Return the means of p(x|z,c) [n, *shape] for n draws of z from the prior; y holds n labels."""
+    def sample(self, n: int, y: Tensor | None = None, *, mean: bool = True) -> Tensor:
+        """Return means (or else draws) of p(x|z,c) [n, *shape] for n draws of z from the prior; y holds n labels."""
         c = self.conditioning(y)
         prior = self.prior(c)
         z = prior.sample((n,) if not prior.batch_shape else ())
-        return self._decode(z, c).mean
+        p = self._decode(z, c)
+        return p.mean if mean else p.sample()
 
     def layers(self, latent_dim: int) -> tuple[int, ...]:
         """Return the dimensions of each stochastic layer, top first, for D in all."""

@@ -1,9 +1,12 @@
 """Honest numbers: what a model is worth on a set of examples, in nats, with what they can be compared with."""
 
 from vae_cli.metrics.aggregate import aggregate
+from vae_cli.metrics.disentanglement import codes, dci, factors, linear_probe, mutual_information_gap
 from vae_cli.metrics.elbo import ACTIVE, Evaluation, bits_per_dim, decodes_at_once, evaluate, undisturbed
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers
+from vae_cli.metrics.meaning import caveats, measure
+from vae_cli.metrics.quality import inception_fid, quality
 
 __all__ = [
     "ACTIVE",
@@ -12,9 +15,18 @@ __all__ = [
     "aggregate",
     "amortisation",
     "bits_per_dim",
+    "caveats",
+    "codes",
+    "dci",
     "decodes_at_once",
     "evaluate",
+    "factors",
+    "inception_fid",
+    "linear_probe",
     "log_likelihood",
+    "measure",
+    "mutual_information_gap",
     "numbers",
+    "quality",
     "undisturbed",
 ]

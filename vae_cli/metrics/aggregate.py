@@ -35,9 +35,9 @@ def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> d
         log_qz = _log_aggregate(vae, x, y, posterior, z).to(own.dtype)
         log_p = vae.prior(vae.conditioning(y)).log_prob(z).to(own.dtype)
     numbers = {"mutual_information": float((own - log_qz).mean()), "mutual_information_bound": math.log(n)}
-    return numbers if y is not None and getattr(vae.conditioning, "dim", 0) else numbers | {
-        "marginal_kl": float((log_qz - log_p).mean())
-    }
+    if getattr(vae.conditioning, "dim", 0) > 0:
+        return numbers
+    return numbers | {"marginal_kl": float((log_qz - log_p).mean())}
 
 
 def _log_aggregate(vae: VAE, x: Tensor, y: Tensor | None, posterior: Distribution, z: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
     examples, draws of z included; by default as many as keep the decoder's outputs within a memory bound.
     """
     rows = batch_size or min(1000, decodes_at_once(vae))
-    sums, layers = None, ()
+    sums: list[Tensor] | None = None
+    layers: tuple[tuple[int, int], ...] = ()
     with undisturbed(vae, seed):
         for x, y in data.batches(max(1, rows // samples)):
             part, layers = _sums(vae, x, y, samples)

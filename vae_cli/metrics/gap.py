@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,10 @@ def amortisation(
 ) -> dict[str, float]:
     """Split log p(x) − ELBO of a (small) set of examples into amortisation and approximation gap, nats.
 
-    The encoder's features of each example are optimised by Adam, everything else held: q* is the best member of the
-    posterior's family that its map of features reaches (all of it, where there are at least as many features as
-    parameters of q). amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
-    log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples.
+    The parameters of q(z|x) of each example are optimised by Adam, everything else held: q* is the best member of the
+    posterior's family. amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
+    log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples. A posterior of a user's own
+    that is no `vae_cli.posterior.Posterior` has its features optimised instead.
     """
     exact = log_likelihood(vae, data, samples=samples, seed=seed)
     best = []
@@ -42,17 +44,20 @@ def _optimised_elbo(vae: VAE, x: Tensor, y: Tensor | None, steps: int, draws: in
     """Return the ELBO [B] of each example under a q of its own, the mean over the last steps."""
     with torch.no_grad():
         c = vae.conditioning(y)
-        start, prior = vae.features(x, c), vae.prior(c)
-    features = start.clone().requires_grad_(True)
-    optimizer, total, counted = torch.optim.Adam([features], lr=lr), torch.zeros(len(x), device=x.device), 0
+        features, prior = vae.features(x, c), vae.prior(c)
+        parametric = hasattr(vae.posterior, "distribution")
+        start = vae.posterior.head(features) if parametric else features
+    build: Any = vae.posterior.distribution if parametric else vae.posterior
+    own = start.clone().requires_grad_(True)
+    optimizer, total, counted = torch.optim.Adam([own], lr=lr), torch.zeros(len(x), device=x.device), 0
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1.0 - step / steps)
         with torch.enable_grad():
-            posterior = vae.posterior(features)
+            posterior = build(own)
             z = posterior.rsample((draws,))
             kl = torch.cat(kl_by_layer(posterior, prior, z), -1).sum(-1)
             elbo = (vae._decode(z, c).log_prob(x) - vae.log_volume).mean(0) - kl
-            (features.grad,) = torch.autograd.grad(-elbo.sum(), [features])
+            (own.grad,) = torch.autograd.grad(-elbo.sum(), [own])
         optimizer.step()
         if step >= (1.0 - LAST) * steps:
             total += elbo.detach()

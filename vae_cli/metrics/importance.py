@@ -42,6 +42,11 @@ class LogLikelihood:
         """log p(x) − ELBO(x) = KL(q(z|x) ‖ p(z|x)) of each example, [N]."""
         return self.log_likelihood - self.elbo
 
+    @property
+    def gap_stderr(self) -> float:
+        """The standard error of the mean gap over examples."""
+        return standard_error(self.gap)
+
 
 def standard_error(values: Tensor) -> float:
     """Return the standard error of a mean over examples [N]; nan for one example."""
@@ -105,9 +110,9 @@ def numbers(estimate: LogLikelihood, whole: Evaluation, examples: int) -> dict[s
     of the whole, and the two errors add in quadrature.
     """
     total, error = estimate.mean, estimate.stderr
-    gap, gap_error = float(estimate.gap.mean()), standard_error(estimate.gap)
+    gap = float(estimate.gap.mean())
     if len(estimate.gap) < examples:
-        total, error = whole.elbo + gap, math.hypot(whole.elbo_stderr, gap_error)
+        total, error = whole.elbo + gap, math.hypot(whole.elbo_stderr, estimate.gap_stderr)
     return {
         "log_likelihood": total,
         "log_likelihood_stderr": error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class Ladder(nn.Module):
         stem = {"channels": channels} if channels else {}
         self.body = kind(latent_dim=below[0], hidden=[hidden[0]] * depth, **stem, **given)
         widths = [self.body.features, *hidden[1:]]
-        self.up = nn.ModuleList(dense([a, *[b] * depth], activation) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(dense([a, *[b] * depth], activation) for a, b in pairwise(widths))
         self.statistics = nn.ModuleList(nn.Linear(w, 2 * d) for w, d in zip(widths, below, strict=False))
         above = [*below[1:], latent_dim]
         self.down = nn.ModuleList(
@@ -91,15 +92,26 @@ class Ladder(nn.Module):
 class HierarchicalPosterior(nn.Module):
     """Features → q(z_L|x) Π q(z_l|x, z_{l+1})."""
 
-    def __init__(self, model: Ladder, top: nn.Module):
+    def __init__(self, model: Ladder, top: Any):
         super().__init__()
+        self.top: Any
         self.top, self._model = top, (model,)  # in a tuple, so that its weights are held once
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return the parameters of the top's posterior and the statistics of the layers below, [B, P]."""
+        width = self._model[0].features
+        return torch.cat([self.top.head(features[:, :width]), features[:, width:]], dim=-1)
+
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """Return q(z|x), batch shape [B] and event shape [D], from its parameters [B, P]."""
+        model = self._model[0]
+        below = [2 * d for d in model.layers[1:]]
+        own, *statistics = parameters.split([parameters.shape[-1] - sum(below), *below], dim=-1)
+        return TopDown(self.top.distribution(own), model, [_gaussian(s) for s in statistics])
 
     def forward(self, features: Tensor) -> Distribution:
         """Map features [B, F] to q(z|x) with batch shape [B] and event shape [D]."""
-        model = self._model[0]
-        own, *statistics = features.split([model.features, *(2 * d for d in model.layers[1:])], dim=-1)
-        return TopDown(self.top(own), model, [_gaussian(s) for s in statistics])
+        return self.distribution(self.head(features))
 
 
 class HierarchicalPrior(nn.Module):
@@ -107,6 +119,7 @@ class HierarchicalPrior(nn.Module):
 
     def __init__(self, model: Ladder, top: nn.Module):
         super().__init__()
+        self.top: Any
         self.top, self._model = top, (model,)
 
     def initialize(self, x: Tensor, c: Tensor | None) -> None:
@@ -153,7 +166,9 @@ class TopDown(Distribution):
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log of the joint density of all layers, nats."""
         top, pairs = self._split(z)
-        below = sum(layer(above).log_prob(own).sum(-1) for layer, (above, own) in zip(self._below(), pairs, strict=True))
+        below = sum(
+            layer(above).log_prob(own).sum(-1) for layer, (above, own) in zip(self._below(), pairs, strict=True)
+        )
         return self.top.log_prob(top) + below
 
     def kl_by_layer(self, p: TopDown, z: Tensor) -> list[Tensor]:
@@ -166,7 +181,7 @@ class TopDown(Distribution):
 
     def _split(self, z: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         parts = z.split(list(self.model.layers), dim=-1)
-        return parts[0], list(zip(parts, parts[1:], strict=False))
+        return parts[0], list(pairwise(parts))
 
     def _below(self) -> Iterator[Any]:
         """Yield, for each layer below the top, z above → its Gaussian."""

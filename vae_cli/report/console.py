@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -27,11 +30,14 @@ class Terminal:
 
     Args:
         log: the file.
+        fresh: whether what an earlier command left there is void.
     """
 
-    def __init__(self, log: Path):
+    def __init__(self, log: Path, *, fresh: bool = False):
         self.console = Console(soft_wrap=True, highlight=False)
         self.log = log
+        if fresh:
+            log.unlink(missing_ok=True)
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
@@ -75,6 +81,27 @@ class Terminal:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show progress within the block; what is yielded takes the amount done."""
+        with Progress(
+            TextColumn(title), BarColumn(24), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
+            console=self.console, disable=not self.console.is_terminal, transient=True,
+        ) as progress:  # fmt: skip
+            task = progress.add_task("", total=total)
+            yield lambda done: progress.update(task, completed=done)
+
+    def numbers_of(self, summary: dict[str, Any], split: str, title: str) -> None:
+        """Print every number of a split, a row each, with its standard error where there is one."""
+        table = Table(title=title, title_justify="left")
+        table.add_column("nats for one example", justify="left")
+        table.add_column(split, justify="right")
+        for key, value in summary.items():
+            name = key.partition("/")[2]
+            if isinstance(value, (int, float)) and not name.endswith("_stderr"):
+                table.add_row(name, _cell(value, summary.get(f"{key}_stderr")))
+        self.console.print(table)
 
     def table(self, summary: dict[str, float], title: str) -> None:
         """Print the results: a row a metric, a column a split."""

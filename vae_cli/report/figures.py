@@ -89,3 +89,21 @@ def kl_by_dimension(kl: Tensor, path: Path) -> None:
     axes.set_title("KL(q ‖ p) of each latent dimension (nats)", fontsize=11, loc="left")
     axes.grid(axis="y", alpha=0.3)
     _save(figure, path)
+
+
+def log_likelihood(estimate: Any, path: Path) -> None:
+    """Draw the bound over the number of importance samples, and log p(x) of the examples."""
+    figure = Figure(figsize=(11.0, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(list(estimate.curve), list(estimate.curve.values()), marker=".")
+    left.axhline(float(estimate.elbo.mean()), color="C1", lw=1.0, ls="--", label="ELBO")
+    left.set_xscale("log")
+    left.set_xlabel("importance samples K")
+    left.set_title("E log 1/K Σ w, a bound of log p(x) (nats)", fontsize=11, loc="left")
+    left.legend()
+    left.grid(alpha=0.3)
+    right.hist(estimate.log_likelihood.numpy(), bins=60)
+    right.set_xlabel("nats")
+    right.set_title("log p(x) of each example", fontsize=11, loc="left")
+    right.grid(alpha=0.3)
+    _save(figure, path)

@@ -1,0 +1,149 @@
+"""Total correlation, MMD and the discriminator."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from tests.test_objective import small_vae
+from vae_cli.distribution import diagonal
+from vae_cli.errors import UserError
+from vae_cli.objective import MMD, BetaTC, Factor, permute_dimensions, stratified_weights
+
+
+@pytest.mark.parametrize(("b", "n"), [(2, 10), (8, 100), (64, 64), (100, 9000)])
+def test_each_row_of_the_stratified_weights_sums_to_one_with_its_own_on_the_diagonal(b, n):
+    weights = stratified_weights(b, n, torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(weights.sum(1), torch.ones(b, dtype=torch.float64))
+    torch.testing.assert_close(weights.diagonal(), torch.full((b,), 1 / n, dtype=torch.float64))
+    assert (weights >= 0).all()
+
+
+@pytest.mark.parametrize("weights", ["stratified", "weighted"])
+def test_the_three_terms_add_up_to_the_kl(weights):
+    vae = small_vae().double()
+    with torch.no_grad():
+        vae.posterior.head.weight.mul_(3.0)
+    output = vae(torch.rand(16, 6, dtype=torch.float64), samples=3)
+    terms = BetaTC(examples=1000, weights=weights, samples=3).decompose(output)
+    monte_carlo = (output.posterior.log_prob(output.z) - output.prior.log_prob(output.z)).mean()
+    torch.testing.assert_close(sum(terms), monte_carlo)
+
+
+def test_the_weights_are_what_each_term_is_multiplied_by():
+    vae, x = small_vae(), torch.rand(16, 6)
+
+    def loss(**weights):
+        torch.manual_seed(0)
+        return BetaTC(examples=100, **weights)(vae, x, None, weight=0.5)
+
+    plain = loss(alpha=0.0, beta=0.0, gamma=0.0)
+    torch.testing.assert_close(plain.loss.detach(), -plain.reconstruction)
+    one = loss(alpha=2.0, beta=3.0, gamma=4.0)
+    t = one.extra
+    expected = 0.5 * (2 * t["mutual_information"] + 3 * t["total_correlation"] + 4 * t["dimension_kl"])
+    torch.testing.assert_close(one.loss.detach(), expected - one.reconstruction)
+
+
+def test_the_total_correlation_of_a_known_aggregate_posterior():
+    """q(z) of correlated means, the whole set as the batch: TC is that of a correlated Gaussian, in closed form."""
+    torch.manual_seed(0)
+    n, rho, noise = 1500, 0.8, 0.6
+    cov = torch.tensor([[1.0, rho], [rho, 1.0]], dtype=torch.float64)
+    means = MultivariateNormal(torch.zeros(2, dtype=torch.float64), cov).sample((n,))
+
+    class Output:
+        posterior = diagonal(means, torch.full_like(means, noise))
+        prior = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+        z = posterior.sample((1,))
+
+    total = cov + noise**2 * torch.eye(2, dtype=torch.float64)
+    exact = 0.5 * (total.diagonal().log().sum() - total.logdet())
+    mutual = 0.5 * (total.logdet() - 2 * 2 * math.log(noise))
+    for weights in ("stratified", "weighted"):
+        found = BetaTC(examples=n, weights=weights).decompose(Output)
+        slack = math.log(n) if weights == "weighted" else 0.0  # with the whole set as the batch each log q is off so
+        assert found[1].item() - slack == pytest.approx(exact.item(), abs=0.08)
+        assert found[0].item() - slack == pytest.approx(mutual.item(), abs=0.1)
+
+
+def test_beta_tc_needs_independent_dimensions():
+    class Output:
+        posterior = MultivariateNormal(torch.zeros(4, 2), torch.eye(2))
+        z = torch.zeros(1, 4, 2)
+
+    with pytest.raises(UserError, match="objective=beta_tc: needs"):
+        BetaTC(examples=10).decompose(Output)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "imq"])
+def test_mmd_is_unbiased_and_sees_a_shift(kernel):
+    mmd = MMD(kernel=kernel)
+    same = torch.stack([mmd.squared(torch.randn(40, 3), torch.randn(40, 3)) for _ in range(400)])
+    assert abs(same.mean()) < 4 * same.std() / 20
+    shifted = torch.stack([mmd.squared(torch.randn(40, 3) + 1.0, torch.randn(40, 3)) for _ in range(20)])
+    assert shifted.min() > same.mean() + 3 * same.std()
+
+
+def test_mmd_of_two_points_by_hand():
+    u, v = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [4.0]])
+    k = lambda d: math.exp(-(d**2) / 3.0)  # noqa: E731
+    expected = k(1) + k(2) - 2 * (k(2) + k(4) + k(1) + k(3)) / 4
+    assert MMD(kernel="rbf", bandwidth=3.0).squared(u, v).item() == pytest.approx(expected)
+
+
+def test_permuted_dimensions_keep_their_values_and_lose_their_company():
+    z = torch.randn(5000, 1).expand(-1, 3).clone()
+    other = permute_dimensions(z)
+    torch.testing.assert_close(other.sort(0).values, z.sort(0).values)
+    assert other.T.corrcoef()[0, 1].abs() < 0.06
+
+
+def test_the_discriminator_finds_the_total_correlation_and_its_gradients_stay_apart():
+    torch.manual_seed(0)
+    rho, factor = 0.9, Factor(latent_dim=2, lr=1e-3, hidden=(64, 64))
+    draw = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, rho], [rho, 1.0]]))
+    optimizer = torch.optim.Adam(factor.groups())
+    found = []
+
+    class Output:
+        log_likelihood, kl, layers = torch.zeros(1, 512), torch.zeros(512, 2), ((2, 2),)
+
+    for step in range(800):
+        Output.z = draw.sample((1, 512)).requires_grad_(True)
+        loss, extra = factor.loss(None, Output, 1.0, 0.0, None)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found += [extra["total_correlation"].item()] if step >= 600 else []
+    assert sum(found) / len(found) == pytest.approx(-0.5 * math.log(1 - rho**2), abs=0.12)
+    factor.zero_grad()
+    Output.z = draw.sample((1, 512)).requires_grad_(True)
+    loss, _ = factor.loss(None, Output, 1.0, 0.0, None)
+    loss.backward()
+    own = [p.grad.clone() for p in factor.parameters()]
+    factor.zero_grad()
+    factor.weight = 1000.0  # the weight of the model's penalty changes nothing for the discriminator
+    torch.manual_seed(1)
+    first = factor.loss(None, Output, 1.0, 0.0, None)[1]["discriminator_loss"]
+    assert first.isfinite()
+    assert all(g.abs().sum() > 0 for g in own)
+    assert Output.z.grad.abs().sum() > 0
+
+
+def test_the_discriminator_learns_from_its_own_loss_alone():
+    z = torch.randn(1, 64, 3, requires_grad=True)
+
+    class Output:
+        log_likelihood, kl, layers = torch.zeros(1, 64), torch.zeros(64, 3), ((3, 3),)
+
+    Output.z = z
+    gradients = []
+    for weight in (0.0, 500.0):
+        torch.manual_seed(0)
+        factor = Factor(latent_dim=3, weight=weight)
+        loss, _ = factor.loss(None, Output, 1.0, 0.0, None)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in factor.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1])

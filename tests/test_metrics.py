@@ -1,0 +1,250 @@
+"""Honest numbers: what is estimated equals what is known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from tests.conftest import TINY, configure, train
+from tests.test_objective import small_vae
+from vae_cli import metrics, parts
+from vae_cli.data import Examples, Resident
+from vae_cli.data.pixels import transform
+from vae_cli.likelihood import Gaussian
+from vae_cli.metrics.gap import amortisation
+from vae_cli.metrics.quality import frechet, precision_recall
+from vae_cli.model.linear import Linear
+from vae_cli.posterior import FullGaussian
+
+CPU = torch.device("cpu")
+
+
+def resident(x, y=None):
+    return Resident(Examples(x, y), transform("scale", None), CPU)
+
+
+def linear(n=300, noise=0.5):
+    """A linear Gaussian model, examples, and log p(x) of each in closed form."""
+    torch.manual_seed(0)
+    vae = small_vae(2, Gaussian(scale=noise), Linear, shape=(5,))
+    w, b = (p.detach().double() for p in (vae.model.readout.weight, vae.model.readout.bias))
+    marginal = MultivariateNormal(b, w @ w.T + noise**2 * torch.eye(5, dtype=torch.float64))
+    x = marginal.sample((n,))
+    _near(vae, w, b, noise)
+    return vae, resident(x.float()), marginal.log_prob(x), (w, b, noise)
+
+
+def _near(vae, w, b, noise):
+    """Give a linear model a factorised q that is near the true posterior, but not there."""
+    precision = torch.eye(2, dtype=torch.float64) + w.T @ w / noise**2
+    gain = precision.inverse() @ w.T / noise**2
+    head = vae.posterior.head
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[:2], head.bias[:2] = gain, -gain @ b + 0.2
+        head.bias[2:] = -0.5 * precision.diagonal().log()
+
+
+def perfect(vae, w, b, noise):
+    """Give a linear model the true posterior as its q."""
+    head = FullGaussian(features=5, latent_dim=2)
+    precision = torch.eye(2, dtype=torch.float64) + w.T @ w / noise**2
+    gain = precision.inverse() @ w.T / noise**2
+    tril = torch.linalg.cholesky(precision.inverse())
+    with torch.no_grad():
+        for p in head.parameters():
+            p.zero_()
+        head.head.weight[:2], head.head.bias[:2] = gain, -gain @ b
+        head.head.bias[2:] = torch.cat([tril.diagonal().log(), tril[1:, 0]])
+    vae.posterior = head
+
+
+def test_importance_sampling_finds_the_exact_log_likelihood():
+    vae, data, exact, _ = linear()
+    found = metrics.log_likelihood(vae, data, samples=5000)
+    difference = found.log_likelihood - exact
+    assert abs(difference.mean()) < 3 * difference.std() / math.sqrt(len(difference)) + 1e-3
+    assert found.mean == pytest.approx(exact.mean().item(), abs=3 * found.stderr)
+    assert found.stderr == pytest.approx(exact.std().item() / math.sqrt(300), rel=0.1)
+    curve = found.curve
+    assert list(curve) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+    assert curve[1] <= curve[5] <= curve[50] <= curve[5000] <= exact.mean() + 0.01
+    assert curve[1] == pytest.approx(found.elbo.mean().item())
+    assert (found.effective_samples >= 1).all()
+    assert (found.effective_samples <= 5000).all()
+
+
+def test_the_gap_is_the_kl_to_the_true_posterior_and_nothing_is_left_where_q_is_it():
+    vae, data, exact, known = linear()
+    w, b, noise = known
+    precision = torch.eye(2, dtype=torch.float64) + w.T @ w / noise**2
+    x = data.examples.x.double()
+    true = MultivariateNormal((x - b) @ w / noise**2 @ precision.inverse(), precision_matrix=precision)
+    with torch.no_grad():
+        q = vae.encode(data.examples.x).base_dist
+    q = MultivariateNormal(q.loc.double(), torch.diag_embed(q.scale.double() ** 2))
+    expected = torch.distributions.kl_divergence(q, true)
+    found = metrics.log_likelihood(vae, data, samples=5000)
+    torch.testing.assert_close(found.gap.mean(), expected.mean(), rtol=0.02, atol=0.01)
+    perfect(vae, *known)
+    found = metrics.log_likelihood(vae, data, samples=10)
+    torch.testing.assert_close(found.log_likelihood, exact, atol=1e-4, rtol=1e-4)
+    assert found.gap.abs().max() < 1e-4
+    torch.testing.assert_close(found.effective_samples, torch.full((300,), 10.0, dtype=torch.float64))
+
+
+def test_batches_of_examples_and_draws_change_nothing_but_the_draws():
+    vae, data, exact, known = linear(n=30)
+    perfect(vae, *known)
+    for batch_size in (1, 7, 64):
+        found = metrics.log_likelihood(vae, data, samples=20, batch_size=batch_size)
+        torch.testing.assert_close(found.log_likelihood, exact, atol=1e-4, rtol=1e-4)
+    torch.manual_seed(3)
+    before = torch.rand(1)
+    torch.manual_seed(3)
+    one = metrics.log_likelihood(vae.train(), data, samples=20, seed=5)
+    assert torch.equal(before, torch.rand(1))
+    assert vae.training
+    torch.testing.assert_close(one.elbo, metrics.log_likelihood(vae, data, samples=20, seed=5).elbo)
+
+
+def test_a_part_of_a_set_speaks_for_the_whole_by_its_gap():
+    vae, data, exact, _ = linear(n=2000)
+    whole = metrics.evaluate(vae, data, samples=64)
+    part = metrics.log_likelihood(vae, data.part(200), samples=500)
+    found = metrics.numbers(part, whole, len(data))
+    assert found["log_likelihood"] == pytest.approx(exact.mean().item(), abs=3 * part.gap_stderr + 0.01)
+    assert abs(part.mean - exact.mean()) > abs(found["log_likelihood"] - exact.mean())  # the plain mean of the part
+    assert found["log_likelihood_stderr"] == pytest.approx(exact.std().item() / math.sqrt(2000), rel=0.15)
+    assert found["log_likelihood_examples"] == 200
+    everything = metrics.numbers(metrics.log_likelihood(vae, data, samples=5), whole, len(data))
+    assert everything["log_likelihood_examples"] == 2000
+
+
+def test_the_gap_splits_into_what_the_encoder_and_what_the_family_cost():
+    """A factorised q of correlated dimensions: the best one leaves a gap that is known, and optimising finds it."""
+    vae, data, _, (w, _, noise) = linear(n=40)
+    with torch.no_grad():
+        vae.model.readout.weight.copy_(2.0 * vae.model.readout.weight)
+    precision = torch.eye(2, dtype=torch.float64) + 4 * w.T @ w / noise**2
+    family = 0.5 * (precision.diagonal().log().sum() - precision.logdet())  # KL(best factorised ‖ true posterior)
+    found = amortisation(vae, data, samples=5000, draws=20)
+    assert found["approximation_gap"] == pytest.approx(family.item(), abs=0.03)
+    assert found["amortisation_gap"] > 0.1
+    perfect(vae, 2 * w, vae.model.readout.bias.detach().double(), noise)
+    found = amortisation(vae, data, samples=2000, draws=20)
+    assert abs(found["amortisation_gap"]) < 0.02
+    assert abs(found["approximation_gap"]) < 0.02
+    assert all(p.requires_grad and p.grad is None for p in vae.parameters())
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "full_gaussian"])
+def test_the_aggregate_posterior_of_well_separated_codes(posterior):
+    """N far-apart narrow posteriors: I(x;z) is log N."""
+    vae = parts.build(
+        configure("model=linear", "likelihood=gaussian", "model.latent_dim=2", f"posterior={posterior}"),
+        spec := _spec((2,)),
+    )
+    assert spec.shape == (2,)
+    head = vae.posterior.head
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[:2] = 100.0 * torch.eye(2)
+        head.bias.zero_()
+        head.bias[2:4] = -2.0
+    grid = torch.cartesian_prod(torch.arange(20.0), torch.arange(20.0))
+    found = metrics.aggregate(vae, resident(grid))
+    assert found["mutual_information"] == pytest.approx(math.log(400), abs=1e-3)
+    assert found["mutual_information_bound"] == pytest.approx(math.log(400))
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+    found = metrics.aggregate(vae, resident(grid))
+    assert found["mutual_information"] == pytest.approx(0.0, abs=1e-5)
+    assert found["marginal_kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def _spec(shape):
+    from vae_cli.data import Spec
+
+    return Spec(shape=shape, levels=None, low=0.0, high=1.0)
+
+
+def factors_and_codes(mix):
+    rng = np.random.default_rng(0)
+    v = rng.integers(0, 5, (2000, 3))
+    z = (v + 0.01 * rng.normal(size=v.shape)) @ mix + 0.01 * rng.normal(size=(2000, mix.shape[1]))
+    return z, v
+
+
+def test_disentanglement_is_perfect_for_factors_themselves_and_low_for_rotated_ones():
+    straight = np.concatenate([np.eye(3), np.zeros((3, 2))], axis=1)
+    z, v = factors_and_codes(straight)
+    assert metrics.mutual_information_gap(z, v) > 0.95
+    found = metrics.dci((z[:1000], v[:1000]), (z[1000:], v[1000:]))
+    assert min(found.values()) > 0.95
+    mixed = np.eye(3) - 2.0 / 3.0  # a reflection: every code holds every factor
+    z, v = factors_and_codes(mixed)
+    assert metrics.mutual_information_gap(z, v) < 0.3
+    found = metrics.dci((z[:1000], v[:1000]), (z[1000:], v[1000:]))
+    assert found["dci_disentanglement"] < 0.5
+    assert found["dci_informativeness"] > 0.5
+
+
+def test_factors_are_discrete():
+    y = torch.stack([torch.arange(100) % 3, torch.linspace(0, 1, 100)], dim=1).float()
+    v = metrics.factors(y)
+    assert v.shape == (100, 2)
+    assert set(v[:, 0]) == {0, 1, 2}
+    assert np.bincount(v[:, 1]).tolist() == [5] * 20
+    assert metrics.factors(torch.tensor([3, 5, 3])).tolist() == [[0], [1], [0]]
+
+
+def test_a_linear_probe_reads_what_is_linear():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(600, 4))
+    y = torch.from_numpy((z[:, 0] > 0).astype(int))
+    assert metrics.linear_probe((z[:400], y[:400]), (z[400:], y[400:]))["probe_accuracy"] > 0.95
+    a = torch.from_numpy(z[:, :2] @ rng.normal(size=(2, 3)))
+    assert metrics.linear_probe((z[:400], a[:400]), (z[400:], a[400:]))["probe_r2"] > 0.99
+
+
+def test_the_frechet_distance_of_gaussians_is_that_of_their_moments():
+    torch.manual_seed(0)
+    a = torch.randn(20_000, 4, dtype=torch.float64)
+    b = 2.0 * torch.randn(20_000, 4, dtype=torch.float64) + 1.0
+    assert frechet(a, b) == pytest.approx(4 * (1.0 + 1.0), rel=0.05)
+    assert frechet(a, a) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_precision_and_recall_tell_what_is_missing():
+    """Draws of one of two clusters are precise and recall half; draws of two and a far one the other way round."""
+    torch.manual_seed(0)
+    cluster = lambda centre: torch.randn(300, 2).double() * 0.3 + centre  # noqa: E731
+    real = torch.cat([cluster(0.0), cluster(10.0)])
+    precision, recall = precision_recall(real, torch.cat([cluster(0.0), cluster(0.0)]))
+    assert precision > 0.9
+    assert recall == pytest.approx(0.5, abs=0.05)
+    precision, recall = precision_recall(real, torch.cat([cluster(0.0), cluster(10.0), cluster(50.0)]))
+    assert precision == pytest.approx(2 / 3, abs=0.05)
+    assert recall > 0.9
+
+
+def test_every_kind_of_model_ends_with_a_log_likelihood(tmp_path):
+    """At the end of training, above the ELBO, with its error, and named by what it is of."""
+    for number, extra in enumerate(([], ["prior=vamp", "prior.components=5"], ["model=ladder"], ["posterior=flow"])):
+        folder = tmp_path / str(number)
+        found = train(folder, *TINY, "trainer.steps=100", "trainer.log_likelihood_samples=300", *extra)
+        assert found["test/log_likelihood"] > found["test/elbo"]
+        assert found["test/posterior_gap"] > 0
+        assert found["test/log_likelihood_stderr"] > 0
+        assert found["measure"].startswith("log-mass of binary values")
+        assert found["test/mutual_information"] <= found["test/mutual_information_bound"] + 1e-6
+        assert ("test/kl_layer_1" in found) == ("model=ladder" in extra)
+
+
+def test_the_final_numbers_can_do_without(tmp_path):
+    found = train(tmp_path, *TINY, "trainer.log_likelihood_samples=0")
+    assert "test/log_likelihood" not in found

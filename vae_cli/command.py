@@ -1,0 +1,54 @@
+"""What the commands share: errors as one line with an exit code, never a traceback. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vae_cli.errors import UserError, one_line
+
+DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
+ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+
+
+def fraction(share: float, *, _root_: DictConfig) -> float:
+    """Return that share of the run's epochs: `${fraction:0.05}` in an option, so that schedules scale with the run."""
+    return share * _root_.trainer.epochs
+
+
+OmegaConf.register_new_resolver("fraction", fraction, replace=True)
+
+
+def guarded(name: str, body: Callable[[], None]) -> None:
+    """Run a command; print an error as one line and exit with 1, after Ctrl-C with 130."""
+    if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
+        argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
+    try:
+        body()
+    except ERRORS as error:
+        if DEBUGGING:
+            raise
+        sys.exit(f"{name}: error: {one_line(error)}")
+    except BrokenPipeError:  # `vae-train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: interrupted{interrupt}", file=sys.stderr)
+        sys.exit(130)
+
+
+def own_folders() -> list[Path]:
+    """Return the folders of the person's own parts (--config-dir), and make the modules beside them importable."""
+    sources = HydraConfig.get().runtime.config_sources
+    own = [source.path for source in sources if source.provider == "command-line"]
+    sys.path[:0] = [path for path in own if path not in sys.path]
+    return [Path(path) for path in own]

@@ -1,0 +1,152 @@
+"""From a configuration to its parts, and from a run folder to its parts again."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vae_cli import checkpoint
+from vae_cli.config import validate
+from vae_cli.data import Dataset, Spec, load
+from vae_cli.errors import UserError, first_line, suggest
+from vae_cli.schema import Config, Part
+from vae_cli.vae import VAE, Encoder
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def find(group: str, part: Part) -> Callable[..., Any]:
+    """Return the class or function that a part names.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module, _, name = part.target.rpartition(".")
+    try:
+        holder = importlib.import_module(module)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{group}._target_={part.target}: cannot be imported ({reason})") from error
+    if not hasattr(holder, name):
+        raise UserError(f"{group}._target_={part.target}: {module} has no {name}{suggest(name, dir(holder))}")
+    return getattr(holder, name)
+
+
+def assemble(group: str, part: Part, **offered: Any) -> Any:
+    """Build a part from its settings and from those of the offered facts that its constructor names.
+
+    Raises:
+        UserError: the part cannot be imported, does not know one of its settings, lacks one or refuses one.
+    """
+    kind = find(group, part)
+    named = inspect.signature(kind).parameters
+    given = {key: value for key, value in part.arguments.items() if key not in offered or key in named}
+    arguments = {key: value for key, value in offered.items() if key in named} | given
+    if unknown := [key for key in given if key not in named]:
+        allowed = ", ".join(f"{group}.{name}" for name in named if name not in offered)
+        raise UserError(f"{group}.{unknown[0]}: no setting of {part.target} (allowed: {allowed or 'none'})")
+    required = [name for name, parameter in named.items() if parameter.default is parameter.empty]
+    if missing := [name for name in required if name not in arguments and named[name].kind in NAMED]:
+        raise UserError(f"{group}.{missing[0]}: required by {part.target}; nothing was given")
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise UserError(f"{group}: {part.target} refuses its settings ({first_line(error)})") from error
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Load the data of a configuration, split and checked against its likelihood."""
+    source = assemble("data", config.data)
+    support = getattr(find("likelihood", config.likelihood), "support", "real")
+    return load(config.data, source, support=support, likelihood=name_of(config.likelihood))
+
+
+def build(config: Config, spec: Spec) -> VAE:
+    """Build the model of a configuration for data of that kind, with fresh weights."""
+    latent_dim = config.model.latent_dim
+    likelihood = assemble("likelihood", config.likelihood, levels=spec.levels)
+    conditioning = assemble("conditional", config.conditional, classes=spec.classes, attributes=spec.attributes)
+    model = assemble(
+        "model",
+        config.model,
+        shape=spec.shape,
+        latent_dim=latent_dim,
+        condition_dim=conditioning.dim,
+        outputs=likelihood.outputs,
+    )
+    posterior = assemble("posterior", config.posterior, features=model.features, latent_dim=latent_dim)
+    prior = assemble(
+        "prior",
+        config.prior,
+        latent_dim=latent_dim,
+        condition_dim=conditioning.dim,
+        encoder=Encoder(model, posterior),
+        shape=spec.shape,
+        low=spec.low,
+        high=spec.high,
+    )
+    if hasattr(model, "hierarchy"):
+        posterior, prior = model.hierarchy(posterior, prior)
+    return VAE(
+        model=model,
+        posterior=posterior,
+        prior=prior,
+        likelihood=likelihood,
+        conditioning=conditioning,
+        shape=spec.shape,
+        log_volume=spec.log_volume,
+    )
+
+
+def settings_of(folder: Path, *, trust: bool = False) -> Config:
+    """Return the configuration that a run folder was trained with.
+
+    Args:
+        folder: of the run.
+        trust: whether parts that are not vae_cli's own may be built: their modules are code that would run.
+
+    Raises:
+        UserError: there is no run, or it names foreign parts.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        jobs = sorted(str(each.parents[1]) for each in folder.glob("*/.hydra/config.yaml"))
+        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
+        raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
+    raw = yaml.safe_load(path.read_text())
+    for group, content in raw.items() if isinstance(raw, dict) else ():
+        target = content.get("_target_", "vae_cli.") if isinstance(content, dict) else "vae_cli."
+        if not trust and not str(target).startswith(("vae_cli.", "torch.optim.")):
+            raise UserError(
+                f"{group}._target_={target}: not a part of vae_cli; trust=true runs it, if you trust {folder}"
+            )
+    return validate(raw)
+
+
+def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple[Config, VAE]:
+    """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
+
+    Raises:
+        UserError: there is no run, it names foreign parts, or its weights do not fit its configuration.
+    """
+    config = settings_of(folder, trust=trust)
+    best = folder / "checkpoints" / "best.pt"
+    last = config.trainer.final == "last" or not best.is_file()
+    state = checkpoint.load(folder / "checkpoints" / "last.pt" if last else best, device)
+    vae = build(config, Spec.from_dict(state["spec"])).to(device)
+    try:
+        vae.load_state_dict(state.get("averaged") or state["model"])
+    except RuntimeError as error:
+        raise UserError(f"run={folder}: its weights do not fit its settings ({first_line(error)})") from error
+    return config, vae.eval().requires_grad_(False)
+
+
+def name_of(part: Part) -> str:
+    """Return the name of the class or function that a part is."""
+    return part.target.rsplit(".", 1)[-1]
