@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from vae_cli import checkpoint, metrics, parts
 from vae_cli.config import compose
@@ -90,7 +91,7 @@ def train_pythae(name: str, epochs: int) -> None:
     state = {"model": vae.state_dict(), "spec": dataset.spec.to_dict(), "seconds": seconds}
     checkpoint.save(state, folder / "checkpoints" / "last.pt")
     (folder / ".hydra").mkdir(exist_ok=True)
-    (folder / ".hydra" / "config.yaml").write_text(json.dumps(config.plain))
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config.plain))
 
 
 def score(name: str, epochs: int, samples: int) -> dict[str, Any]:

@@ -19,7 +19,8 @@ GROUPS = sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
 OFFERED |= {"encoder", "low", "high", "examples"}
-FILES = {"arrays": ["data.path=."], "images": ["data.path=."], "conditional": ["conditional=label"]}  # what they need
+FILES = {"arrays": ["data.path=."], "images": ["data.path=."], "conditional": ["conditional=label"]}
+FILES |= dict.fromkeys(("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc"), ["data.path=."])  # what they need
 
 
 def problem(*overrides):
@@ -112,6 +113,31 @@ WRONG = {
     ),
     ("likelihood=gaussian", "likelihood.scale=0.1", "likelihood.min_scale=0.2"): (
         "likelihood.scale=0.1: at least likelihood.min_scale=0.2 is allowed"
+    ),
+    ("prior=conditional",): "prior=conditional: needs labels; with it conditional=label is allowed",
+    ("prior=vamp", "posterior=flow"): (
+        "prior=vamp: the densities of posterior=flow at every pseudo-input would take minutes a step; "
+        "posterior=gaussian or full_gaussian is allowed"
+    ),
+    ("objective=iwae", "kl.free_bits=0.1"): ("kl.free_bits=0.1: has no effect with objective=iwae; 0 is allowed"),
+    ("objective=beta_tc", "kl=capacity"): (
+        "kl=capacity: has no effect with objective=beta_tc; any other kl is allowed"
+    ),
+    ("objective=iwae", "model=ladder"): (
+        "objective.gradient=dreg: model=ladder shares weights between q and p; standard is allowed"
+    ),
+    ("objective=factor", "model=ladder"): (
+        "model=ladder: its layers depend on one another; objective=elbo, iwae or mmd is allowed"
+    ),
+    ("objective=beta_tc", "posterior=flow"): (
+        "objective=beta_tc: needs independent dimensions in q(z|x); posterior=gaussian is allowed"
+    ),
+    ("objective=iwae", "trainer.compile=true"): (
+        "trainer.compile=true: the hook of objective.gradient=dreg is not compiled rightly; "
+        "objective.gradient=standard or stl is allowed"
+    ),
+    ("model=ladder", "model.below=[8,4]"): (
+        "model.hidden=[400, 200]: as many widths as stochastic layers are allowed, 3 (model.below and the top)"
     ),
     ("likelihood._target_=vae_cli.likelihood.Absent",): (
         "likelihood._target_=vae_cli.likelihood.Absent: no such part of vae_cli"

@@ -6,9 +6,10 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from torch import nn
+from torch.distributions import MultivariateNormal
 
 from tests.conftest import configure, train
-from vae_cli import checkpoint, parts
+from vae_cli import checkpoint, metrics, parts
 
 CPU = torch.device("cpu")
 
@@ -35,6 +36,17 @@ def test_linear_vae_reaches_probabilistic_pca(tmp_path):
     assert exact == pytest.approx(17.4519, abs=1e-3)
     assert exact - 0.05 < summary["train/elbo"] < exact + 0.03  # the ELBO is an average of 64 draws
     assert summary["train_seconds"] < 60
+    vae, dataset = trained(tmp_path, "experiment=ppca")
+    data = dataset.fixed_train(CPU, 10_000, seed=0)
+    w, b = (p.detach().double() for p in (vae.model.readout.weight, vae.model.readout.bias))
+    scale = vae.decode(torch.zeros(1, 10)).scale.flatten()[0].double().item()
+    marginal = MultivariateNormal(b, w @ w.T + scale**2 * torch.eye(64, dtype=torch.float64))
+    known = marginal.log_prob(data.batch(slice(0, 10_000))[0].flatten(1).double())
+    found = metrics.log_likelihood(vae, data, samples=5000)
+    assert found.mean == pytest.approx(known.mean().item(), abs=3 * found.stderr)
+    assert abs((found.log_likelihood - known).mean()) < 0.01  # the same examples: far within the error over examples
+    assert found.curve[1] <= found.curve[5] <= found.curve[50] <= known.mean() + 1e-3
+    assert found.gap.mean() < 0.05
 
 
 COLLAPSING = ("model.hidden=[256,256,256,256]", "model.latent_dim=32", "optimizer.lr=0.003", "trainer.epochs=100")

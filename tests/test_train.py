@@ -204,9 +204,22 @@ def test_settings_of_the_loop_run(tmp_path, overrides):
 
 
 @pytest.mark.slow
-def test_a_compiled_step_gives_the_same_losses(tmp_path):
-    train(tmp_path / "plain", *SHORT)
-    train(tmp_path / "compiled", *SHORT, "trainer.compile=true")
+@pytest.mark.parametrize(
+    "part",
+    [
+        "kl=constant",
+        "prior=vamp",
+        "prior=flow",
+        "posterior=full_gaussian",
+        "posterior=flow",
+        "objective=beta_tc",
+        "objective=factor",
+        "model=ladder",
+    ],
+)
+def test_a_compiled_step_gives_the_same_losses(tmp_path, part):
+    train(tmp_path / "plain", *SHORT, part)
+    train(tmp_path / "compiled", *SHORT, part, "trainer.compile=true")
     plain, compiled = (
         [line["train/elbo"] for line in lines(tmp_path / name) if "train/elbo" in line]
         for name in ("plain", "compiled")

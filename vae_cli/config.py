@@ -133,11 +133,16 @@ def _refuse_contradictions(config: Config) -> None:
             raise UserError(f"kl.free_bits={config.kl.free_bits:g}: has no effect with objective={name}; 0 is allowed")
         if chosen["kl"] == "schedule.Capacity":
             raise UserError(f"kl=capacity: has no effect with objective={name}; any other kl is allowed")
-    ladder = chosen["model"] == "model.ladder.Ladder"
-    if objective == "IWAE" and ladder and config.objective.gradient != "standard":  # type: ignore[attr-defined]
+    gradient = getattr(config.objective, "gradient", None)
+    if gradient == "dreg" and config.trainer.compile:
         raise UserError(
-            f"objective.gradient={config.objective.gradient}: "  # type: ignore[attr-defined]
-            "model=ladder shares weights between q and p; standard is allowed"
+            "trainer.compile=true: the hook of objective.gradient=dreg is not compiled rightly; "
+            "objective.gradient=standard or stl is allowed"
+        )
+    ladder = chosen["model"] == "model.ladder.Ladder"
+    if objective == "IWAE" and ladder and gradient != "standard":
+        raise UserError(
+            f"objective.gradient={gradient}: model=ladder shares weights between q and p; standard is allowed"
         )
     if objective in ("BetaTC", "Factor") and ladder:
         raise UserError("model=ladder: its layers depend on one another; objective=elbo, iwae or mmd is allowed")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_cli.data import Resident
-from vae_cli.distribution import exact, is_diagonal, mixture
+from vae_cli.distribution import is_diagonal, mixture
 from vae_cli.metrics.elbo import undisturbed
 from vae_cli.vae import VAE
 
@@ -27,17 +27,18 @@ def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> d
     would be needed; then only the mutual information is returned, of (x, c) and z.
     """
     n = min(most, len(data))
+    sums = torch.zeros(2, dtype=torch.float64)
+    draws = max(1, most // n)
     with undisturbed(vae, seed):
         x, y = data.batch(slice(0, n))
-        posterior = vae.encode(x, y)
-        z = posterior.sample()
-        own = posterior.log_prob(z).to(exact(z.device))
-        log_qz = _log_aggregate(vae, x, y, posterior, z).to(own.dtype)
-        log_p = vae.prior(vae.conditioning(y)).log_prob(z).to(own.dtype)
-    numbers = {"mutual_information": float((own - log_qz).mean()), "mutual_information_bound": math.log(n)}
-    if getattr(vae.conditioning, "dim", 0) > 0:
-        return numbers
-    return numbers | {"marginal_kl": float((log_qz - log_p).mean())}
+        posterior, prior = vae.encode(x, y), vae.prior(vae.conditioning(y))
+        for _ in range(draws):
+            z = posterior.sample()
+            log_q, log_qz = posterior.log_prob(z), _log_aggregate(vae, x, y, posterior, z)
+            terms = log_q - log_qz, log_qz - prior.log_prob(z)
+            sums += torch.stack(terms).cpu().double().mean(1) / draws
+    numbers = {"mutual_information": float(sums[0]), "mutual_information_bound": math.log(n)}
+    return numbers if getattr(vae.conditioning, "dim", 0) > 0 else numbers | {"marginal_kl": float(sums[1])}
 
 
 def _log_aggregate(vae: VAE, x: Tensor, y: Tensor | None, posterior: Distribution, z: Tensor) -> Tensor:

@@ -1,0 +1,178 @@
+"""vae-eval: a run folder in, the same model and honest numbers out."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT, TINY, train
+from vae_cli import metrics, parts
+from vae_cli.config import validate_evaluate
+from vae_cli.errors import UserError
+from vae_cli.evaluate import METRICS, evaluate
+
+SHORT = (*TINY[:-1], "trainer.steps=30", "trainer.log_likelihood_samples=20")
+SETTINGS = {
+    "split": "test",
+    "samples": 50,
+    "examples": None,
+    "metrics": ["elbo", "log_likelihood", "aggregate"],
+    "amortisation_examples": 5,
+    "batch_size": None,
+    "device": "cpu",
+    "seed": 0,
+    "trust": False,
+}
+
+
+def settings(folder, **changes):
+    return validate_evaluate({**SETTINGS, "run": str(folder), **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run, with the settings that vae-train would have written beside it."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return finished(path, *SHORT, "prior=vamp", "prior.components=5", "conditional=label")
+
+
+def finished(path, *overrides):
+    from tests.conftest import configure
+
+    train(path, *overrides)
+    (path / ".hydra").mkdir()
+    (path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(configure(*overrides).plain))
+    return path
+
+
+def evaluate_cli(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "vae_cli.evaluate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_restored_model_has_the_numbers_of_the_run(folder):
+    found = evaluate(settings(folder, metrics=["elbo"]))
+    summary = json.loads((folder / "summary.json").read_text())
+    for key in ("elbo", "reconstruction", "kl", "active_units"):
+        assert found[f"test/{key}"] == pytest.approx(summary[f"test/{key}"], rel=1e-6)
+    assert found["test/distortion"] == -found["test/reconstruction"]
+
+
+def test_everything_is_written_and_other_splits_are_kept(folder):
+    every = [name for name in METRICS if name != "fid"]
+    found = evaluate(settings(folder, metrics=every, samples=200))
+    evaluate(settings(folder, split="valid"))
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert written["test/log_likelihood"] == found["test/log_likelihood"]
+    assert written["test/log_likelihood_samples"] == 200
+    assert written["valid/log_likelihood_samples"] == 50
+    assert written["test/measure"].startswith("log-mass of binary values")
+    names = ("log_likelihood_stderr", "posterior_gap", "effective_samples", "mutual_information", "amortisation_gap")
+    assert all(np.isfinite(written[f"test/{name}"]) for name in names)
+    assert 0.0 <= written["test/probe_accuracy"] <= 1.0
+    assert written["test/classifier_frechet"] > 0
+    assert "test/mig" not in written  # classes are one factor
+    curve = [value for _, value in sorted((int(k), v) for k, v in written["test/bound_by_samples"].items())]
+    assert curve[0] < curve[-1]
+    for name in ("log_likelihood_test", "kl_by_dimension_test"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
+
+
+def test_attributes_are_factors(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, (300, 2))
+    x = np.concatenate([y, y[:, ::-1], rng.normal(size=(300, 2))], axis=1).astype("float32")
+    np.savez(tmp_path / "table.npz", x=x, y=y.astype("float32"))
+    overrides = ["data=arrays", f"data.path={tmp_path}/table.npz", "likelihood=gaussian", "trainer.steps=20"]
+    found = evaluate(settings(finished(tmp_path / "run", *overrides), metrics=["disentanglement", "probe", "quality"]))
+    assert set(found) == {f"test/{n}" for n in ("mig", "probe_r2", *DCI)}
+
+
+DCI = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
+
+
+def test_batches_change_nothing(folder):
+    first = evaluate(settings(folder, metrics=["log_likelihood"], samples=400))
+    second = evaluate(settings(folder, metrics=["log_likelihood"], samples=400, batch_size=37))
+    error = 0.1  # of 400 draws
+    assert first["test/log_likelihood"] == pytest.approx(second["test/log_likelihood"], abs=error)
+    part = evaluate(settings(folder, metrics=["log_likelihood"], examples=7))
+    assert part["test/log_likelihood_examples"] == 7
+
+
+def test_errors_are_one_line(folder, tmp_path):
+    cases = {
+        (): "run: required; nothing was given",
+        (f"run={tmp_path}",): "no run there",
+        (f"run={folder}", "split=tests"): "split=tests: 'train', 'valid' or 'test' is allowed",
+        (f"run={folder}", "samples=0"): "samples=0: at least 1 is allowed",
+        (f"run={folder}", "sample=3"): "sample: no such setting; did you mean samples?",
+        (f"run={folder}", "device=mps"): "mps: there is none on this machine",
+    }
+    for arguments, line in cases.items():
+        done = evaluate_cli(*arguments)
+        assert done.returncode == 1, arguments
+        assert line in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("vae-eval: error: ")
+
+
+def test_the_command_prints_a_table(folder):
+    done = evaluate_cli(f"run={folder}", "samples=10", "metrics=[log_likelihood]")
+    assert done.returncode == 0, done.stderr
+    assert "log_likelihood" in done.stdout
+    assert "±" in done.stdout
+    assert not (ROOT / "evaluation.json").exists()
+
+
+def test_a_foreign_part_is_refused_unless_trusted(folder, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    config["likelihood"]["_target_"] = "os.system"
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"likelihood\._target_=os\.system: not a part of vae_cli; trust=true"):
+        parts.restore(run, torch.device("cpu"))
+    config["likelihood"]["_target_"] = "vae_cli.likelihood.os"
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="no such part of vae_cli"):
+        parts.restore(run, torch.device("cpu"), trust=True)
+
+
+def test_weights_that_do_not_fit_are_told(folder, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+    config["model"]["hidden"] = [7]
+    (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="its weights do not fit its settings"):
+        parts.restore(run, torch.device("cpu"))
+
+
+def test_memory_that_runs_out_says_what_to_lower(folder, monkeypatch):
+    def exhausted(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(metrics, "log_likelihood", exhausted)
+    with pytest.raises(UserError, match=r"out of memory on cpu: lower batch_size \(now 64\)"):
+        evaluate(settings(folder, batch_size=64))
+
+
+def test_fid_without_its_package_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UserError, match=r"pip install 'vae-cli\[fid\]'"):
+        evaluate(settings(folder, metrics=["fid"]))
