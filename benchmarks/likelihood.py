@@ -37,7 +37,8 @@ OURS = {
     "flow_prior": ["prior=flow"],
     "full_gaussian": ["posterior=full_gaussian"],
     "flow_posterior": ["posterior=flow"],
-    "ladder": ["model=ladder", "model.below=[40]", "model.latent_dim=20", "model.depth=2"],
+    "annealed": ["kl=linear", "kl.warmup=30"],
+    "ladder": ["model=ladder", "model.below=[40]", "model.latent_dim=20", "kl=linear", "kl.warmup=30"],
 }
 PYTHAE = {"pythae_vae": ("vae", "standard"), "pythae_vamp": ("vamp", "vamp"), "pythae_iwae": ("iwae", "standard")}
 ORDER = [*OURS, *PYTHAE]
@@ -54,7 +55,8 @@ def folder_of(name: str, epochs: int) -> Path:
 
 def train_ours(name: str, epochs: int) -> None:
     """Train by vae-train, in a process of its own."""
-    settings = [*NETWORK, *TRAINING, *OURS[name], f"trainer.epochs={epochs}"]
+    settings = [*OURS[name], *TRAINING, f"trainer.epochs={epochs}"]
+    settings += [s for s in NETWORK if s.partition("=")[0] not in {own.partition("=")[0] for own in OURS[name]}]
     command = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={folder_of(name, epochs)}"]
     subprocess.run(command, check=True)
 

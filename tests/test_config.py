@@ -20,7 +20,7 @@ EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) /
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
 OFFERED |= {"encoder", "low", "high", "examples"}
 FILES = {"arrays": ["data.path=."], "images": ["data.path=."], "conditional": ["conditional=label"]}
-FILES |= dict.fromkeys(("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc"), ["data.path=."])  # what they need
+FILES |= {name: ["data.path=."] for name in ("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc")}  # what they need
 
 
 def problem(*overrides):

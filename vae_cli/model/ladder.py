@@ -53,7 +53,7 @@ class Ladder(nn.Module):
         hidden: Sequence[int] = (400, 200),
         depth: int = 1,
         channels: Sequence[int] = (),
-        activation: str = "leaky_relu",
+        activation: str = "gelu",
     ):
         super().__init__()
         if len(hidden) != len(below) + 1:
