@@ -135,6 +135,11 @@ def table(results: dict[str, Any], epochs: int) -> str:
     return "\n".join(lines)
 
 
+def known() -> dict[str, Any]:
+    """Return the results there are."""
+    return json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
+
+
 def main() -> None:
     """Train and score what is missing, then print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,17 +147,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000, help="importance samples for each test digit")
     parser.add_argument("--only", default=",".join(ORDER), help="entries, by commas")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else {}
     for name in arguments.only.split(","):
+        results = known()
         if name in results and results[name]["epochs"] == arguments.epochs:
             continue
         if not (folder_of(name, arguments.epochs) / "checkpoints" / "last.pt").is_file():
             (train_pythae if name in PYTHAE else train_ours)(name, arguments.epochs)
-        results[name] = score(name, arguments.epochs, arguments.samples)
+        scored = score(name, arguments.epochs, arguments.samples)
+        results = {**known(), name: scored}
         machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         RESULTS.write_text(json.dumps({"machine": machine, "runs": results}, indent=2) + "\n")
         print(name, results[name], flush=True)
-    text = table(results, arguments.epochs)
+    text = table(known(), arguments.epochs)
     RESULTS.with_suffix(".md").write_text(f"{HEAD}\n\n{text}\n")
     print(text)
 

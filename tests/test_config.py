@@ -20,7 +20,9 @@ EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) /
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
 OFFERED |= {"encoder", "low", "high", "examples"}
 FILES = {"arrays": ["data.path=."], "images": ["data.path=."], "conditional": ["conditional=label"]}
-FILES |= {name: ["data.path=."] for name in ("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc")}  # what they need
+FILES |= {
+    name: ["data.path=."] for name in ("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc")
+}  # what they need
 
 
 def problem(*overrides):
@@ -200,3 +202,21 @@ def test_experiments_and_debug_overlays_compose_with_the_command_line():
         composed = compose("train", ["experiment=ppca", "model.latent_dim=3", "debug=fast"])
     assert composed.model["_target_"].endswith("Linear")
     assert (composed.model.latent_dim, composed.likelihood.scale, composed.trainer.steps) == (3, "shared", 2)
+
+
+def test_the_epochs_of_a_run_scale_the_schedules_of_a_recipe():
+    assert configure("experiment=tomczak2018_vamp").kl.warmup == 100.0
+    assert configure("experiment=tomczak2018_vamp", "trainer.epochs=40").kl.warmup == 2.0
+    assert configure("experiment=sonderby2016_ladder").kl.warmup == 200.0
+
+
+def test_recipes_are_the_papers_settings():
+    burda = configure("experiment=burda2016_iwae")
+    assert (burda.objective.samples, burda.trainer.batch_size, burda.trainer.epochs) == (50, 20, 3280)
+    assert (burda.model.hidden, burda.model.activation, burda.model.latent_dim) == ([200, 200], "tanh", 50)
+    assert burda.model.bias_from_data
+    vamp = configure("experiment=tomczak2018_vamp")
+    assert (vamp.prior.components, vamp.model.latent_dim, vamp.model.hidden) == (500, 40, [300, 300])
+    assert configure("experiment=chen2018_tc", "data.path=.").objective.beta == 6.0
+    assert configure("experiment=higgins2017_beta", "data.path=.").kl.weight == 4.0
+    assert configure("experiment=rybkin2021_sigma").likelihood.scale == "optimal"

@@ -12,6 +12,7 @@ from tests.test_objective import small_vae
 from vae_cli import metrics, parts
 from vae_cli.data import Examples, Resident
 from vae_cli.data.pixels import transform
+from vae_cli.errors import UserError
 from vae_cli.likelihood import Gaussian
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.quality import frechet, precision_recall
@@ -248,3 +249,19 @@ def test_every_kind_of_model_ends_with_a_log_likelihood(tmp_path):
 def test_the_final_numbers_can_do_without(tmp_path):
     found = train(tmp_path, *TINY, "trainer.log_likelihood_samples=0")
     assert "test/log_likelihood" not in found
+
+
+def test_the_readout_can_start_at_the_mean_of_the_data():
+    """Burda et al. 2016: the decoder's bias gives the training mean before anything is learned."""
+    torch.manual_seed(0)
+    spec = _spec((6,))
+    vae = parts.build(configure("model.bias_from_data=true", "model.hidden=[8]"), spec)
+    x = torch.bernoulli(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.0]).expand(2000, 6))
+    vae.initialize(x, None)
+    with torch.no_grad():
+        vae.model.readout.weight.zero_()
+        mean = vae.decode(torch.zeros(1, 20)).mean[0]
+    torch.testing.assert_close(mean, x.mean(0).clamp(0.001, 0.999))
+    other = parts.build(configure("model.bias_from_data=true", "likelihood=gaussian"), spec)
+    with pytest.raises(UserError, match=r"model\.bias_from_data=true: .* bernoulli is allowed"):
+        other.initialize(x, None)

@@ -78,3 +78,13 @@ def test_plateau_falls_after_patience_and_goes_on_from_a_checkpoint():
         assert each.factor(0.0) == 0.2
     assert plateau.best == -9.0
     assert math.isfinite(plateau.best)
+
+
+def test_stages_are_those_of_burda_et_al_at_their_length_and_scale_with_the_run():
+    for epochs in (3280.0, 41.0):
+        stages = schedule.StagesLR(stages=8, growth=3.0, final=0.1, epochs=epochs)
+        ends = [sum(3**i for i in range(k + 1)) / 3280 * epochs for k in range(8)]
+        for stage, end in enumerate(ends):
+            assert stages.factor(end - 1e-6 * epochs) == pytest.approx(10 ** (-stage / 7))
+        assert stages.factor(epochs) == pytest.approx(0.1)
+    assert schedule.StagesLR(stages=1, epochs=5.0).factor(3.0) == 1.0

@@ -82,7 +82,15 @@ def test_watching_does_not_change_what_is_trained(tmp_path):
     assert equal(weights(tmp_path / "often"), weights(tmp_path / "never"))
 
 
-@pytest.mark.parametrize("extra", [[], ["trainer.ema=0.9", "lr_schedule=cosine", "kl=linear", "optimizer=adamw"]])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        [],
+        ["trainer.ema=0.9", "lr_schedule=cosine", "kl=linear", "optimizer=adamw"],
+        ["objective=factor", "prior=vamp", "prior.components=4", "trainer.ema=0.9"],
+        ["posterior=flow", "prior=mixture", "objective=iwae", "objective.samples=3"],
+    ],
+)
 def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, extra):
     whole = train(tmp_path / "whole", *SHORT, *extra)
     train(tmp_path / "parts", *SHORT, *extra)
@@ -123,7 +131,8 @@ def test_checkpoints_hold_state_alone(tmp_path):
     for name in ("last", "best"):
         state = torch.load(tmp_path / "checkpoints" / f"{name}.pt", weights_only=True)
         assert state["config"]["model"] == {
-            "_target_": "vae_cli.model.mlp.MLP", "latent_dim": 4, "hidden": [400], "activation": "relu"
+            "_target_": "vae_cli.model.mlp.MLP", "latent_dim": 4, "hidden": [400], "activation": "relu",
+            "bias_from_data": False,
         }  # fmt: skip
         assert state["config"]["optimizer"]["lr"] == 1e-3
         assert state["spec"]["shape"] == [12, 12]
