@@ -99,7 +99,7 @@ def train_pythae(name: str, epochs: int) -> None:
 def score(name: str, epochs: int, samples: int) -> dict[str, Any]:
     """Return what vae-eval says of an entry, and each test digit's log p(x)."""
     cpu, folder = torch.device("cpu"), folder_of(name, epochs)
-    config, vae = parts.restore(folder, cpu)
+    config, vae, _ = parts.restore(folder, cpu)
     data = parts.load_dataset(config).resident("test", cpu)
     assert data is not None
     whole = metrics.evaluate(vae, data, samples=8)

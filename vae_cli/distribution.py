@@ -144,3 +144,32 @@ class Remembering(Distribution):
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z), nats; of any other z than the last drawn it takes D passes a transform."""
         return self.last[1] if self.last is not None and z is self.last[0] else self.flow.log_prob(z)
+
+
+class Rescaled(Distribution):
+    """mean + std · u, u ~ base, element by element: standardised data in their own units.
+
+    Args:
+        base: distribution of u, event shape `shape`.
+        mean: [*shape].
+        std: [*shape].
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, base: Distribution, mean: Tensor, std: Tensor):
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        self.base, self.shift, self.std = base, mean, std
+
+    @property
+    def mean(self) -> Tensor:
+        """mean + std · E[u]."""
+        return self.shift + self.std * self.base.mean
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw x."""
+        return self.shift + self.std * self.base.sample(sample_shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x), nats: that of u less Σ log std."""
+        return self.base.log_prob((x - self.shift) / self.std) - self.std.log().sum()

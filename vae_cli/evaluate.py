@@ -83,7 +83,7 @@ class Session:
         from vae_cli import metrics, parts
 
         self.settings, self.folder, self.terminal = settings, folder, terminal
-        self.config, self.vae = parts.restore(folder, device, trust=settings.trust)
+        self.config, self.vae, _ = parts.restore(folder, device, trust=settings.trust)
         self.dataset: Dataset = parts.load_dataset(self.config)
         self.train = self._split("train")
         whole = self.train if settings.split == "train" else self._split(settings.split)
@@ -98,14 +98,9 @@ class Session:
     vae: VAE
 
     def _split(self, split: str) -> Resident:
-        device = next(self.vae.parameters()).device
-        if split == "train":
-            return self.dataset.fixed_train(device, len(self.dataset.train), seed=self.config.data.seed)
-        found = self.dataset.resident(split, device)
-        if found is None:
-            there = ", ".join(self.dataset.sizes)
-            raise UserError(f"split={split}: the run has no such examples ({there} are allowed)")
-        return found
+        from vae_cli.parts import split_of
+
+        return split_of(self.dataset, split, next(self.vae.parameters()).device, self.config.data.seed)
 
     def evaluation(self) -> Any:
         """The ELBO of the examples, computed once."""

@@ -13,7 +13,7 @@ import yaml
 
 from vae_cli import checkpoint
 from vae_cli.config import validate
-from vae_cli.data import Dataset, Spec, load
+from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError, first_line, suggest
 from vae_cli.schema import Config, Part
 from vae_cli.vae import VAE, Encoder
@@ -129,7 +129,7 @@ def settings_of(folder: Path, *, trust: bool = False) -> Config:
     return validate(raw)
 
 
-def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple[Config, VAE]:
+def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple[Config, VAE, Spec]:
     """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
 
     Raises:
@@ -139,12 +139,27 @@ def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple
     best = folder / "checkpoints" / "best.pt"
     last = config.trainer.final == "last" or not best.is_file()
     state = checkpoint.load(folder / "checkpoints" / "last.pt" if last else best, device)
-    vae = build(config, Spec.from_dict(state["spec"])).to(device)
+    spec = Spec.from_dict(state["spec"])
+    vae = build(config, spec).to(device)
     try:
         vae.load_state_dict(state.get("averaged") or state["model"])
     except RuntimeError as error:
         raise UserError(f"run={folder}: its weights do not fit its settings ({first_line(error)})") from error
-    return config, vae.eval().requires_grad_(False)
+    return config, vae.eval().requires_grad_(False), spec
+
+
+def split_of(dataset: Dataset, split: str, device: torch.device, seed: int) -> Resident:
+    """Return a split as an evaluation sees it: every random draw made once.
+
+    Raises:
+        UserError: there are no such examples.
+    """
+    if split == "train":
+        return dataset.fixed_train(device, len(dataset.train), seed=seed)
+    found = dataset.resident(split, device) if split in ("valid", "test") else None
+    if found is None:
+        raise UserError(f"split={split}: the run has no such examples ({', '.join(dataset.sizes)} are allowed)")
+    return found
 
 
 def name_of(part: Part) -> str:

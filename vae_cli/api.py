@@ -1,0 +1,222 @@
+"""The Python interface to finished runs, for notebooks: `vae_cli.load` and `vae_cli.load_data`.
+
+Everything takes and gives values in the data's own units: grey levels scaled to [0, 1] (binary ones 0 or 1), tables as
+they were before standardising.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.distributions import Distribution
+
+from vae_cli import metrics, parts
+from vae_cli.data import Spec
+from vae_cli.distribution import Rescaled
+from vae_cli.schema import Config
+from vae_cli.trainer import choose_device
+from vae_cli.vae import VAE
+
+SLACK = 1e-4  # how far beyond the data's range a value may lie
+
+
+def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = False) -> Trained:
+    """Return the model of a finished run, in evaluation mode, with the weights that its numbers come from.
+
+    Args:
+        run: the run folder.
+        device: auto (CUDA, then MPS, then the CPU), cpu, cuda or mps.
+        trust: whether parts that are not vae_cli's own may be built; their code would run.
+
+    Raises:
+        vae_cli.errors.UserError: there is no finished run there, or it names foreign parts.
+    """
+    config, vae, spec = parts.restore(Path(run), choose_device(device), trust=trust)
+    return Trained(vae, spec, config)
+
+
+def load_data(run: str | os.PathLike[str], split: str = "test") -> tuple[Tensor, Tensor | None]:
+    """Return a split of a run's own data as an evaluation sees it: x [N, *shape] float32, y [N], [N, A] or None.
+
+    Args:
+        run: the run folder.
+        split: train, valid or test.
+
+    Raises:
+        vae_cli.errors.UserError: there is no run there, or its data have no such split.
+    """
+    config = parts.settings_of(Path(run))
+    dataset = parts.load_dataset(config)
+    data = parts.split_of(dataset, split, torch.device("cpu"), config.data.seed)
+    x, y = data.batch(slice(0, len(data)))
+    return _unscale(x, dataset.spec), y
+
+
+class Trained:
+    """A trained VAE. x are tensors or numpy arrays [B, *shape] in the data's own range, y labels [B] or [B, A].
+
+    Attributes:
+        vae: the module itself, which works in the units it was trained in.
+        spec: what the data are.
+        config: the run's settings.
+    """
+
+    def __init__(self, vae: VAE, spec: Spec, config: Config):
+        self.vae, self.spec, self.config = vae, spec, config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.vae.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, x: ArrayLike | Tensor, y: Any = None) -> Distribution:
+        """Return q(z|x,c): batch [B], event [D]."""
+        x = self._x(x)
+        return self.vae.encode(x, self._y(y, len(x)))
+
+    @torch.no_grad()
+    def decode(self, z: ArrayLike | Tensor, y: Any = None) -> Distribution:
+        """Return p(x|z,c) for z [B, D]: batch [B], event `shape`, in the data's own units."""
+        z = self._tensor(z)
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"z has shape {list(z.shape)}; [B, {self.latent_dim}] is allowed")
+        return self._rescaled(self.vae.decode(z, self._y(y, len(z))))
+
+    @torch.no_grad()
+    def sample(self, n: int, y: Any = None, *, temperature: float = 1.0, mean: bool = True) -> Tensor:
+        """Return [n, *shape]: means (or draws) of p(x|z,c) for n draws of z from the prior.
+
+        Args:
+            n: how many.
+            y: one label for all, or one each; a conditional model needs it.
+            temperature: draws of the prior are moved towards its mean by this factor, where it is below one.
+            mean: False draws x from p(x|z,c).
+        """
+        p = self._rescaled(self.vae.decode(*self._prior(n, y, temperature)))
+        return p.mean if mean else p.sample()
+
+    def prior_sample(self, n: int, y: Any = None, *, temperature: float = 1.0) -> Tensor:
+        """Return n draws of z from the prior, [n, D]."""
+        with torch.no_grad():
+            return self._prior(n, y, temperature)[0]
+
+    @torch.no_grad()
+    def elbo(self, x: ArrayLike | Tensor, y: Any = None, *, samples: int = 1) -> Tensor:
+        """Return the ELBO of each example [B], nats, from so many draws of z each; KL weight 1, no free bits."""
+
+        def terms(x: Tensor, y: Tensor | None) -> Tensor:
+            output = self.vae(x, y, samples)
+            return output.log_likelihood.mean(0) - output.kl.sum(-1)
+
+        return self._in_batches(terms, x, y, samples)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: ArrayLike | Tensor, y: Any = None, *, samples: int = 1000) -> Tensor:
+        """Return log p(x|c) of each example [B], nats, by so many importance samples (Burda et al. 2016)."""
+        rows = metrics.decodes_at_once(self.vae)
+
+        def estimate(x: Tensor, y: Tensor | None) -> Tensor:
+            log_w = self.vae.log_weights(x, y, samples, max(1, rows // len(x)))
+            return torch.logsumexp(log_w, 0) - np.log(samples)
+
+        return self._in_batches(estimate, x, y, 1)
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the dimensions of z."""
+        return sum(self.vae.layers(self.config.model.latent_dim))
+
+    def _prior(self, n: int, y: Any, temperature: float) -> tuple[Tensor, Tensor | None]:
+        labels = self._y(y, n)
+        prior = self.vae.prior(self.vae.conditioning(labels))
+        shape = () if prior.batch_shape else (n,)
+        z = prior.sample(shape)
+        if temperature != 1.0:
+            centre = _mean(prior)
+            z = centre + temperature * (z - centre)
+        return z, labels
+
+    def _in_batches(self, f: Callable, x: ArrayLike | Tensor, y: Any, samples: int) -> Tensor:
+        x = self._x(x)
+        labels = self._y(y, len(x))
+        size = max(1, min(100, metrics.decodes_at_once(self.vae) // samples))
+        parts_ = [slice(start, start + size) for start in range(0, len(x), size)]
+        return torch.cat([f(x[p], None if labels is None else labels[p]) for p in parts_])
+
+    def _tensor(self, value: ArrayLike | Tensor) -> Tensor:
+        return torch.as_tensor(value).to(self.device, torch.float32)
+
+    def _x(self, x: ArrayLike | Tensor) -> Tensor:
+        """Check examples against what the model knows, and scale them as it saw them.
+
+        Raises:
+            ValueError: another shape, or values beyond the range of the data.
+        """
+        given, shape = self._tensor(x), self.vae.shape
+        if given.shape[1:] != shape:
+            raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed")
+        low, high = float(given.min()), float(given.max())
+        if self.spec.unit and self.spec.mean is None and (low < -SLACK or high > 1.0 + SLACK):
+            hint = "; divide by 255" if 1.0 < high <= 255.0 and low >= 0.0 else ""
+            raise ValueError(f"x runs from {low:g} to {high:g}; this model knows values in [0, 1]{hint}")
+        if self.spec.binary and bool(((given > SLACK) & (given < 1.0 - SLACK)).any()):
+            raise ValueError("x holds grey values; this model knows 0 and 1 alone: binarise it")
+        return _scale(given, self.spec)
+
+    def _y(self, y: Any, n: int) -> Tensor | None:
+        """Return labels [n], of one or of each.
+
+        Raises:
+            ValueError: a conditional model was given none, or labels it does not know.
+        """
+        if getattr(self.vae.conditioning, "dim", 0) == 0:
+            return None
+        if y is None:
+            raise ValueError("this model is conditional: give labels y, one for all or one each")
+        if self.spec.classes is not None:
+            return self._classes(torch.as_tensor(y, device=self.device), n, self.spec.classes)
+        labels = self._tensor(y)
+        return labels.expand(n, -1) if labels.ndim == 1 else labels
+
+    def _classes(self, labels: Tensor, n: int, classes: int) -> Tensor:
+        labels = labels.long().expand(n) if labels.ndim == 0 else labels.long()
+        if len(labels) != n or bool(((labels < 0) | (labels >= classes)).any()):
+            raise ValueError(f"y={labels.tolist()[:9]}: {n} classes from 0 to {classes - 1} are allowed")
+        return labels
+
+    def _rescaled(self, p: Distribution) -> Distribution:
+        if self.spec.mean is None:
+            return p
+        mean, std = (self._tensor(v).view(self.vae.shape) for v in (self.spec.mean, self.spec.std or ()))
+        return Rescaled(p, mean, std)
+
+
+def _mean(prior: Distribution) -> Tensor:
+    try:
+        return prior.mean
+    except NotImplementedError:
+        return prior.sample((1000,)).mean(0)
+
+
+def _scale(x: Tensor, spec: Spec) -> Tensor:
+    """Standardise as training did."""
+    if spec.mean is None or spec.std is None:
+        return x
+    mean, std = (torch.tensor(v, device=x.device).view(spec.shape) for v in (spec.mean, spec.std))
+    return (x - mean) / std
+
+
+def _unscale(x: Tensor, spec: Spec) -> Tensor:
+    """Undo `_scale`."""
+    if spec.mean is None or spec.std is None:
+        return x
+    mean, std = (torch.tensor(v, device=x.device).view(spec.shape) for v in (spec.mean, spec.std))
+    return x * std + mean
