@@ -39,7 +39,7 @@ def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = Fal
         vae_cli.errors.UserError: there is no finished run there, or it names foreign parts.
     """
     config, vae, spec = parts.restore(Path(run), choose_device(device), trust=trust)
-    return Trained(vae, spec, config)
+    return Trained(vae, spec, config, Path(run))
 
 
 def load_data(run: str | os.PathLike[str], split: str = "test") -> tuple[Tensor, Tensor | None]:
@@ -66,10 +66,21 @@ class Trained:
         vae: the module itself, which works in the units it was trained in.
         spec: what the data are.
         config: the run's settings.
+        folder: of the run.
     """
 
-    def __init__(self, vae: VAE, spec: Spec, config: Config):
-        self.vae, self.spec, self.config = vae, spec, config
+    def __init__(self, vae: VAE, spec: Spec, config: Config, folder: Path):
+        self.vae, self.spec, self.config, self.folder = vae, spec, config, folder
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model needs labels."""
+        return getattr(self.vae.conditioning, "dim", 0) > 0
+
+    @property
+    def middle(self) -> float:
+        """The middle of the data's range, in their own units where they have one range."""
+        return 0.5 if self.spec.mean is None and self.spec.unit else 0.0
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +140,13 @@ class Trained:
 
         return self._in_batches(estimate, x, y, 1)
 
+    @torch.no_grad()
+    def kl_by_dimension(self, x: ArrayLike | Tensor, y: Any = None) -> Tensor | None:
+        """Return KL(q(z|x) ‖ p(z)) of each latent dimension [D], nats, the mean over examples; None if not known so."""
+        x = self._x(x)
+        kl = self.vae(x, self._y(y, len(x))).kl.mean(0)
+        return kl if len(kl) == self.latent_dim else None
+
     @property
     def latent_dim(self) -> int:
         """D, the dimensions of z."""
@@ -177,7 +195,7 @@ class Trained:
         Raises:
             ValueError: a conditional model was given none, or labels it does not know.
         """
-        if getattr(self.vae.conditioning, "dim", 0) == 0:
+        if not self.conditional:
             return None
         if y is None:
             raise ValueError("this model is conditional: give labels y, one for all or one each")

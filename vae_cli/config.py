@@ -17,9 +17,9 @@ def validate(raw: Mapping[str, Any]) -> Config:
     Raises:
         UserError: names the first setting that is unknown, of the wrong type, out of range or without effect.
     """
-    parts = {group: _check(_schema(group, raw), raw[group], f"{group}.") for group in OPTIONS if group in raw}
-    trainer = _check(Trainer, raw.get("trainer"), "trainer.")
-    config = _check(Config, {**raw, **parts, "trainer": trainer}, "")
+    parts = {group: check(_schema(group, raw), raw[group], f"{group}.") for group in OPTIONS if group in raw}
+    trainer = check(Trainer, raw.get("trainer"), "trainer.")
+    config = check(Config, {**raw, **parts, "trainer": trainer}, "")
     _refuse_without_effect(config)
     return config
 
@@ -30,7 +30,7 @@ def validate_evaluate(raw: Any) -> Evaluate:
     Raises:
         UserError: names the first setting that is unknown, of the wrong type or out of range.
     """
-    return _check(Evaluate, raw, "")
+    return check(Evaluate, raw, "")
 
 
 def compose(*overrides: str) -> Config:
@@ -57,7 +57,8 @@ def _schema(group: str, raw: Mapping[str, Any]) -> type[Part]:
     return OPTIONS[group].get(target, OPTIONS[group][""])
 
 
-def _check(schema: type[BaseModel], content: Any, prefix: str) -> Any:
+def check(schema: type[BaseModel], content: Any, prefix: str) -> Any:
+    """Return content typed by a schema; raise the one line that names the first setting that is wrong."""
     try:
         return schema.model_validate(content)
     except ValidationError as error:

@@ -13,10 +13,11 @@ CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf
 
 
 _MAIN = ["train"]  # the configuration of the command that runs
+_OTHERS = {"evaluate": [], "generate": ["task"]}  # the groups of the commands beside vae-train
 
 
 def use(name: str) -> None:
-    """Let error messages speak of the settings of conf/NAME.yaml."""
+    """Let error messages speak of the settings and groups of conf/NAME.yaml."""
     _MAIN[0] = name
 
 
@@ -75,9 +76,10 @@ def one_line(error: Exception) -> str:
 
 def groups() -> list[str]:
     """Return the groups of options of the command."""
-    if _MAIN[0] != "train":
-        return []
-    return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
+    if _MAIN[0] in _OTHERS:
+        return _OTHERS[_MAIN[0]]
+    others = {group for groups in _OTHERS.values() for group in groups}
+    return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir() and path.name not in others)
 
 
 def _load(path: Path) -> dict:
@@ -99,7 +101,7 @@ def _settings(group: str) -> dict[str, set[str]]:
     """Return the settings of each option of a group, the shared ones under the option ''."""
     if group in ("experiment", "debug"):
         return {}
-    shared = _load(Path(CONF) / "train.yaml").get(group)
+    shared = _load(Path(CONF) / f"{_MAIN[0]}.yaml").get(group)
     shared = set(shared) if isinstance(shared, dict) else set()
     files = [path for folder in (Path(CONF), *OWN_CONF) for path in sorted((folder / group).glob("*.yaml")) if group]
     return {path.stem: set(_load(path)) - {"_target_", "defaults"} | shared for path in files}

@@ -1,0 +1,1 @@
+"""vae-generate: a finished run in, pictures and arrays out."""

@@ -1,0 +1,116 @@
+"""vae-generate: the command. torch is imported only once the settings have been accepted."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from vae_cli import errors
+from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
+from vae_cli.config import check
+from vae_cli.errors import CONF, UserError, one_line
+from vae_cli.generate.schema import PREFIX, Generate, task_schema
+
+if TYPE_CHECKING:
+    from vae_cli.api import Trained
+
+
+def main() -> None:
+    """Run vae-generate; print errors as one line and exit with 1."""
+    errors.use("generate")
+    guarded("vae-generate", lambda: application())
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="generate")
+def application(composed: DictConfig) -> None:
+    """Do what the settings say, and print the paths of what was written."""
+    try:
+        settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        own_folders()
+        for path in generate(settings):
+            print(os.path.relpath(path))
+    except ERRORS as error:  # Hydra would put a line of its own before ours
+        if DEBUGGING:
+            raise
+        sys.exit(f"vae-generate: error: {one_line(error)}")
+
+
+def validate(raw: Any) -> Generate:
+    """Check the settings and return them typed.
+
+    Raises:
+        UserError: names the first setting that is unknown, of the wrong type or out of range.
+    """
+    if not isinstance(raw.get("task"), Mapping):
+        raise UserError("task: one option of conf/task is required")
+    task = check(task_schema(raw["task"].get("_target_")), raw["task"], "task.")
+    return check(Generate, {**raw, "task": task}, "")
+
+
+def generate(settings: Generate) -> list[Path]:
+    """Run a task and return the paths of what it wrote.
+
+    Raises:
+        UserError: something the person can mend.
+    """
+    import torch
+
+    from vae_cli.api import load
+    from vae_cli.generate import tasks
+
+    model = load(settings.run, device=settings.device, trust=settings.trust)
+    name = settings.task.target.removeprefix(PREFIX)
+    torch.manual_seed(settings.seed)
+    arguments = _arguments(getattr(tasks, name), settings, model)
+    folder = _claim(Path(settings.run) / "generated" / name, settings.output)
+    try:
+        return getattr(tasks, name)(model, folder, **arguments)
+    except ValueError as error:
+        raise UserError(f"task={name}: {errors.first_line(error)}") from error
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
+    """Return a task's settings, with examples in place of where they come from."""
+    from vae_cli.generate.sources import examples_of
+
+    arguments = settings.task.arguments
+    if "examples" in inspect.signature(task).parameters:
+        arguments["examples"] = examples_of(model, arguments.pop("split"), arguments.pop("source"))
+    return arguments
+
+
+def _claim(usual: Path, output: str | None) -> Path:
+    """Return a new folder: the given one, or TASK, TASK-2, … in the run folder. Nothing is overwritten.
+
+    Raises:
+        UserError: the given folder holds something.
+    """
+    if output is not None:
+        folder = Path(output)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"output={output}: holds something already; a new or empty folder is allowed")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    for k in count(1):
+        folder = usual if k == 1 else usual.with_name(f"{usual.name}-{k}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("count() does not end")
+
+
+if __name__ == "__main__":
+    main()

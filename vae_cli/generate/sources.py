@@ -1,0 +1,136 @@
+"""What a task works on: a split of the run's own data, or a person's own files, in the units the model knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.api import Trained, load_data
+from vae_cli.data import files
+from vae_cli.errors import UserError, first_line
+from vae_cli.report.pictures import is_picture
+
+
+class Examples:
+    """Examples x [N, *shape] in the data's own range, with labels where there are any."""
+
+    def __init__(self, model: Trained, x: Tensor, y: Tensor | None):
+        self.model, self.x, self.y = model, x, y
+        if model.conditional and y is None:
+            raise UserError("task.source: the run is conditional and these examples have no labels")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def first(self, n: int) -> tuple[Tensor, Any]:
+        """Return the first n examples, on the model's device."""
+        return self.at(range(min(n, len(self))))
+
+    def at(self, indices: Sequence[int]) -> tuple[Tensor, Any]:
+        """Return the examples at some indices, on the model's device.
+
+        Raises:
+            UserError: there is no such example.
+        """
+        if max(indices) >= len(self):
+            raise UserError(f"example {max(indices)}: there are {len(self)}; 0 to {len(self) - 1} are allowed")
+        which = torch.tensor(list(indices))
+        device = self.model.device
+        return self.x[which].to(device), None if self.y is None else self.y[which].to(device)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
+        """Yield all examples in order, on the model's device."""
+        for start in range(0, len(self), size):
+            yield self.at(range(start, min(start + size, len(self))))
+
+
+def examples_of(model: Trained, split: str, source: str | None) -> Examples:
+    """Return a split of the run, or the examples of a file or folder of pictures.
+
+    Raises:
+        UserError: they do not fit the model.
+    """
+    if source is None:
+        return Examples(model, *load_data(model.folder, split))
+    path = Path(source)
+    if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
+        return Examples(model, _pictures(model, path), None)
+    found = files.arrays(path=source)
+    x = found.train.x.float() / (1 if found.levels is None else found.levels - 1)
+    shape = tuple(x.shape[1:])
+    if shape != model.vae.shape:
+        raise UserError(f"task.source={source}: examples of shape {list(shape)}; {list(model.vae.shape)} is allowed")
+    return Examples(model, _binary(model, x), found.train.y)
+
+
+def _pictures(model: Trained, path: Path) -> Tensor:
+    shape = model.vae.shape
+    if not is_picture(shape):
+        raise UserError(f"task.source={path}: the run's examples of shape {list(shape)} are no pictures")
+    chosen = sorted(f for f in path.rglob("*") if f.suffix.lower() in files.SUFFIXES) if path.is_dir() else [path]
+    if not chosen:
+        raise UserError(f"task.source={path}: no pictures in it")
+    colour = len(shape) == 3 and shape[0] == 3
+    x = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L").float() / 255.0
+    return _binary(model, x.view(len(x), *shape))
+
+
+def _binary(model: Trained, x: Tensor) -> Tensor:
+    """Return 0 or 1 where the model knows nothing else: grey values are cut at one half."""
+    return (x > 0.5).float() if model.spec.binary else x
+
+
+def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
+    """Return codes z [N, D] and labels of an .npz (`z`, `y`) or .npy.
+
+    Raises:
+        UserError: the file cannot be read, or its codes do not fit the model.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        content = {key: found[key] for key in found.files} if hasattr(found, "files") else {"z": found}
+        z = torch.from_numpy(np.asarray(content["z"], np.float32))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"task.codes={path}: no .npz with codes `z`, and no .npy ({first_line(error)})") from None
+    if z.ndim != 2 or z.shape[1] != model.latent_dim:
+        raise UserError(f"task.codes={path}: codes of shape {list(z.shape)}; [N, {model.latent_dim}] is allowed")
+    y = content.get("y")
+    if model.conditional and y is None:
+        raise UserError(f"task.codes={path}: the run is conditional; labels `y` are needed beside the codes")
+    return z.to(model.device), None if y is None else torch.from_numpy(y).to(model.device)
+
+
+def read_mask(mask: str, model: Trained, n: int) -> Tensor:
+    """Return which elements are known, bool [n, *shape]: of a file (true or white: known), or half of a picture.
+
+    left, right, top and bottom are the missing half; random misses each element with probability one half.
+    """
+    shape = model.vae.shape
+    if mask == "random":
+        return torch.rand(n, *shape) > 0.5
+    known = torch.ones(shape, dtype=torch.bool)
+    if mask in ("left", "right", "top", "bottom"):
+        if not is_picture(shape):
+            raise UserError(f"task.mask={mask}: the run's examples are no pictures; random or a file is allowed")
+        side = -1 if mask in ("left", "right") else -2
+        half = shape[side] // 2
+        start = 0 if mask in ("left", "top") else half
+        known.narrow(side, start, half if start == 0 else shape[side] - half).fill_(False)
+        return known.expand(n, *shape)
+    return _mask_file(mask, model).expand(n, *shape)
+
+
+def _mask_file(mask: str, model: Trained) -> Tensor:
+    shape, path = model.vae.shape, Path(mask)
+    if path.suffix.lower() in files.SUFFIXES:
+        return files.decode([path], (shape[-2], shape[-1]), "L")[0, 0].gt(127).expand(shape)
+    try:
+        known = torch.from_numpy(np.asarray(np.load(path, allow_pickle=False), bool))
+        return known.expand(shape)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"task.mask={mask}: no mask of shape {list(shape)} ({first_line(error)})") from None

@@ -1,0 +1,244 @@
+"""The tasks: each takes a trained model and a folder, writes pictures and arrays there, and returns their paths."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.api import Trained
+from vae_cli.errors import UserError
+from vae_cli.generate import latent, samplers
+from vae_cli.generate.sources import Examples, read_codes, read_mask
+from vae_cli.report import drawing
+
+COLUMNS = 16
+MANY = 1000  # examples at once
+
+
+def sample(
+    model: Trained,
+    folder: Path,
+    *,
+    n: int,
+    condition: int | str | list[float] | None,
+    temperature: float,
+    sampler: str,
+    means: bool,
+) -> list[Path]:
+    """Draw n examples, or n of every class, of the prior or of a sampler of the aggregate posterior."""
+    y, names = _conditions(model, condition, n)
+    count = n if y is None or not names else len(y)
+    if sampler == "prior":
+        z = model.prior_sample(count, y, temperature=temperature)
+    else:
+        _refuse_conditional(model, f"task.sampler={sampler}")
+        z = samplers.draw(sampler, model, count, temperature)
+    p = model.decode(z, y)
+    x = p.mean if means else p.sample()
+    rows = len(names) or -(-count // COLUMNS)
+    shown = [x[k * n : k * n + COLUMNS] for k in range(rows)] if names else list(x.split(COLUMNS))
+    title = f"{'means of' if means else 'draws of'} p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
+    return [
+        drawing.grid(model.spec, shown[:32], folder / "samples.png", title, names[:32]),
+        _save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
+    ]
+
+
+def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, means: bool) -> list[Path]:
+    """Put n examples above what the model makes of them."""
+    x, y = examples.first(n)
+    p = model.decode(model.encode(x, y).mean, y)
+    made = p.mean if means else p.sample()
+    rows = [part for pair in zip(x.split(COLUMNS), made.split(COLUMNS), strict=True) for part in pair]
+    names = ["data", "mean of p(x|z)" if means else "draw of p(x|z)"] * (len(rows) // 2)
+    return [
+        drawing.grid(model.spec, rows[:32], folder / "reconstructions.png", "reconstructions", names[:32]),
+        _save(folder / "reconstructions.npz", x=x, reconstruction=made),
+    ]
+
+
+def interpolate(
+    model: Trained, folder: Path, *, examples: Examples, indices: Sequence[int], steps: int, kind: str
+) -> list[Path]:
+    """Walk between the codes of two or more examples; the ends of each leg are the examples' reconstructions.
+
+    Conditional runs decode each half of a leg under the label of its end.
+    """
+    x, y = examples.at(indices)
+    z = model.encode(x, y).mean
+    legs = [latent.between(a, b, steps, kind) for a, b in pairwise(z)]
+    ends = [None] * len(legs) if y is None else list(pairwise(y))
+    made = [model.decode(leg, _halves(pair, steps)).mean for leg, pair in zip(legs, ends, strict=True)]
+    names = [f"{a} → {b}" for a, b in pairwise(indices)]
+    return [
+        drawing.grid(model.spec, made, folder / "interpolation.png", f"{kind} interpolation of codes", names),
+        drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
+        _save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
+    ]
+
+
+def traverse(
+    model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
+) -> list[Path]:
+    """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
+    x, y = examples.first(MANY)
+    q = model.encode(x, y)
+    spread, order = q.mean.std(0), latent.by_information(model, x, y)[:dimensions]
+    one, label = examples.at([index])
+    z = model.encode(one, label).mean
+    offsets = torch.linspace(-range, range, steps, device=z.device)
+    made = []
+    for j in order:
+        moved = z.repeat(steps, 1)
+        moved[:, j] = q.mean[:, j].mean() + offsets * spread[j].clamp(min=0.1)
+        made.append(model.decode(moved, None if label is None else label.expand(steps, *label.shape[1:])).mean)
+    names = [f"z{int(j)}" for j in order]
+    title = f"each dimension moved over ±{range:g} standard deviations of its codes, most informative first"
+    return [
+        drawing.grid(model.spec, made, folder / "traversal.png", title, names),
+        drawing.animation_of_rows(model.spec, made, folder / "traversal.gif"),
+        _save(folder / "traversal.npz", x=torch.stack(made), dimensions=order),
+    ]
+
+
+def manifold(model: Trained, folder: Path, *, n: int, condition: int | None) -> list[Path]:
+    """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
+    if model.latent_dim != 2:
+        raise UserError(
+            f"task=manifold: the run has {model.latent_dim} latent dimensions; model.latent_dim=2 is allowed"
+        )
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
+    z = torch.stack(torch.meshgrid(-quantiles, quantiles, indexing="ij")[::-1], dim=-1)
+    y, _ = _conditions(model, condition, n)
+    made = [model.decode(row, y).mean for row in z]
+    title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
+    return [
+        drawing.grid(model.spec, made, folder / "manifold.png", title),
+        _save(folder / "manifold.npz", x=torch.stack(made), z=z),
+    ]
+
+
+def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> list[Path]:
+    """Decode the codes of n examples under every class: the same z, another label."""
+    classes = model.spec.classes
+    if not model.conditional or classes is None:
+        raise UserError("task=transfer: the run has no classes to choose from; conditional=label is needed in training")
+    x, y = examples.first(n)
+    z = model.encode(x, y).mean
+    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean for k in range(classes)])
+    rows = [x, *made]
+    names = ["data", *(model.spec.names or ())]
+    return [
+        drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
+        _save(folder / "transfer.npz", x=x, z=z, transferred=made),
+    ]
+
+
+def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
+    """Write the means and standard deviations of q(z|x) of all examples, with their labels."""
+    locs, scales = [], []
+    for x, y in examples.batches(MANY):
+        q = model.encode(x, y)
+        locs.append(q.mean.cpu())
+        scales.append(_deviation(q).cpu())
+    labels = {} if examples.y is None else {"y": examples.y}
+    return [_save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
+
+
+def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
+    """Decode codes z [N, D] (and labels y) of an .npz or .npy."""
+    z, y = read_codes(codes, model)
+    made = []
+    for start in range(0, len(z), MANY):
+        p = model.decode(z[start : start + MANY], None if y is None else y[start : start + MANY])
+        made.append((p.mean if means else p.sample()).cpu())
+    x = torch.cat(made)
+    return [
+        drawing.grid(model.spec, list(x[: 32 * COLUMNS].split(COLUMNS)), folder / "decoded.png", "decoded codes"),
+        _save(folder / "decoded.npz", x=x),
+    ]
+
+
+def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: int, steps: int) -> list[Path]:
+    """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014)."""
+    x, y = examples.first(n)
+    known = read_mask(mask, model, len(x)).to(x.device)
+    filled = torch.where(known, x, model.sample(len(x), y, mean=False))
+    for _ in range(steps):
+        p = model.decode(model.encode(filled, y).sample(), y)
+        filled = torch.where(known, x, p.sample())
+    final = torch.where(known, x, p.mean)
+    grey = torch.where(known, x, torch.full_like(x, model.middle))
+    rows = [part for three in zip(*(t.split(COLUMNS) for t in (grey, final, x)), strict=True) for part in three]
+    names = ["given", "imputed", "truth"] * (len(rows) // 3)
+    return [
+        drawing.grid(model.spec, rows[:30], folder / "imputed.png", f"missing values after {steps} steps", names[:30]),
+        _save(folder / "imputed.npz", x=x, imputed=final, known=known),
+    ]
+
+
+def anomaly(model: Trained, folder: Path, *, examples: Examples, score: str, samples: int, n: int) -> list[Path]:
+    """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n."""
+    score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
+    scores = torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
+    order = scores.argsort()
+    path = folder / "scores.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", score, *(["label"] if examples.y is not None else [])])
+        for i in order.tolist():
+            label = [] if examples.y is None else [examples.y[i].tolist()]
+            writer.writerow([i, f"{scores[i].item():.6g}", *label])
+    worst, best = (examples.at(part.tolist())[0] for part in (order[:n], order[-n:].flip(0)))
+    rows = [*worst.split(COLUMNS), *best.split(COLUMNS)]
+    names = ["least likely"] * len(worst.split(COLUMNS)) + ["most likely"] * len(best.split(COLUMNS))
+    return [path, drawing.grid(model.spec, rows, folder / "extremes.png", f"examples by {score}", names)]
+
+
+def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]:
+    """Return labels for a number of draws, and the names of the rows where every class has one."""
+    if not model.conditional:
+        if condition is not None:
+            raise UserError(f"task.condition={condition}: has no effect, the run is not conditional")
+        return None, []
+    classes = model.spec.classes
+    if classes is None:
+        if not isinstance(condition, list):
+            wanted = f"a list of {model.spec.attributes} attributes"
+            raise UserError(f"task.condition={condition}: {wanted} is allowed")
+        return torch.tensor(condition).expand(n, -1), []
+    if condition in ("all", None):
+        return torch.arange(classes).repeat_interleave(n), list(model.spec.names or ())
+    if not isinstance(condition, int) or not 0 <= condition < classes:
+        raise UserError(f"task.condition={condition}: a class from 0 to {classes - 1}, or all, is allowed")
+    return torch.full((n,), condition), []
+
+
+def _halves(ends: tuple[Tensor, Tensor] | None, steps: int) -> Tensor | None:
+    """Return labels for a way between two examples: those of the nearer end."""
+    return None if ends is None else torch.stack([ends[0] if k < steps / 2 else ends[1] for k in range(steps)])
+
+
+def _refuse_conditional(model: Trained, what: str) -> None:
+    if model.conditional:
+        raise UserError(f"{what}: its codes know no labels, and the run is conditional; prior is allowed")
+
+
+def _deviation(q: Any) -> Tensor:
+    try:
+        return q.stddev
+    except NotImplementedError:
+        return q.sample((64,)).std(0)
+
+
+def _save(path: Path, **arrays: Any) -> Path:
+    plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
+    np.savez_compressed(path, **plain)
+    return path
