@@ -4,10 +4,13 @@ import torch
 from vae_cli.conditioning import Label, Unconditional
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
+from vae_cli.model.ladder import Ladder
 from vae_cli.model.layers import ACTIVATIONS
 from vae_cli.model.linear import Linear
 from vae_cli.model.mlp import MLP
 from vae_cli.model.resnet import ResNet
+from vae_cli.posterior import Gaussian
+from vae_cli.prior import Standard
 
 MODELS = {"mlp": MLP, "linear": Linear, "conv": Conv, "resnet": ResNet}
 PICTURES = [(28, 20), (8, 8), (3, 32, 32), (3, 64, 64), (1, 7, 13), (2, 5, 4), (4, 4)]
@@ -82,3 +85,23 @@ def test_conditions():
         Label(classes=1, attributes=None)
     with pytest.raises(ValueError, match="needs labels"):
         learned(None)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("shape", "channels"), [((7,), ()), ((3, 7, 13), (4, 6)), ((8, 8), (4,))])
+def test_a_ladder_of_any_shape_and_activation_learns_everywhere(shape, channels, activation):
+    settings = {"below": (5, 4), "hidden": (16, 12, 8), "depth": 2, "channels": channels, "activation": activation}
+    model = Ladder(shape=shape, latent_dim=3, condition_dim=2, outputs=2, **settings)
+    posterior, prior = model.hierarchy(Gaussian(features=model.features, latent_dim=3), Standard(latent_dim=3))
+    x, c = torch.rand(6, *shape), torch.randn(6, 2)
+    q, p = posterior(model.encode(x, c)), prior(c)
+    z = q.rsample((2,))
+    outputs = model.decode(z.flatten(0, 1), c.repeat(2, 1))
+    assert z.shape == (2, 6, 12)
+    assert outputs.shape == (12, 2, *shape)
+    assert p.sample((6,)).shape == (6, 12)
+    kl = torch.cat(q.kl_by_layer(p, z), dim=-1)
+    assert kl.shape == (6, 12)
+    (outputs.square().sum() + kl.sum()).backward()
+    parameters = [*model.parameters(), *posterior.parameters()]
+    assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in parameters)

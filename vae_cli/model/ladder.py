@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -186,7 +187,13 @@ class TopDown(Distribution):
     def _below(self) -> Iterator[Any]:
         """Yield, for each layer below the top, z above → its Gaussian."""
         for down, statistic in zip(reversed(self.model.down), self.statistics, strict=True):
-            yield lambda above, down=down, statistic=statistic: _product(_gaussian(down(above)), statistic)
+            yield partial(_given_above, down, statistic)
+
+
+def _given_above(down: nn.Module, statistic: Normal | None, above: Tensor) -> Normal:
+    """Return the Gaussian of a layer given z above it [..., D]."""
+    outputs = down(above.flatten(0, -2)).unflatten(0, above.shape[:-1])  # a gate splits axis 1
+    return _product(_gaussian(outputs), statistic)
 
 
 def _gaussian(outputs: Tensor) -> Normal:
