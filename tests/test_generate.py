@@ -1,0 +1,282 @@
+"""vae-generate and the Python interface: each task means what it says."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import vae_cli
+from tests.conftest import ROOT, configure, train
+from vae_cli.config import check
+from vae_cli.errors import CONF, UserError
+from vae_cli.generate.app import generate, validate
+from vae_cli.generate.latent import between
+from vae_cli.generate.schema import TASKS
+
+DIGITS = ["trainer.epochs=30", "trainer.log_likelihood_samples=0", "optimizer.lr=0.003"]
+
+
+def finished(path, *overrides):
+    """A run folder as vae-train leaves it."""
+    train(path, *overrides)
+    (path / ".hydra").mkdir()
+    (path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(configure(*overrides).plain))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Finished runs: plain digits, conditional digits, a table with negative values, two latent dimensions."""
+    root = tmp_path_factory.mktemp("runs")
+    rng = np.random.default_rng(0)
+    x = 100.0 + 20.0 * rng.normal(size=(400, 1)) * np.ones(5) + rng.normal(size=(400, 5))
+    np.savez(root / "table.npz", x=x.astype("float32"))
+    table = ["data=arrays", f"data.path={root}/table.npz", "likelihood=gaussian", "model.latent_dim=3"]
+    return {
+        "plain": finished(root / "plain", *DIGITS),
+        "labels": finished(root / "labels", *DIGITS, "conditional=label"),
+        "table": finished(root / "table", *table, "trainer.epochs=60"),
+        "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "model.below=[1]",
+                         "model.latent_dim=1"),
+    }  # fmt: skip
+
+
+def settings(folder, task, **changes):
+    own = yaml.safe_load(Path(CONF, "task", f"{task}.yaml").read_text())
+    raw = {"run": str(folder), "output": None, "device": "cpu", "seed": 0, "trust": False}
+    return validate({**raw, "task": {**own, **changes}})
+
+
+def made(folder, task, **changes):
+    """Run a task and return its arrays."""
+    paths = generate(settings(folder, task, **changes))
+    assert all(path.stat().st_size > 0 for path in paths)
+    arrays = [path for path in paths if path.suffix == ".npz"]
+    return dict(np.load(arrays[0])) if arrays else paths
+
+
+def test_every_task_has_its_option_and_every_option_its_schema():
+    files = {path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")}
+    assert files == set(TASKS)
+    for name in files - {"decode"}:
+        settings("anywhere", name)
+
+
+def test_samples_are_seeded_and_of_the_class_that_was_asked_for(folders):
+    first, second = made(folders["plain"], "sample", n=20), made(folders["plain"], "sample", n=20)
+    np.testing.assert_array_equal(first["x"], second["x"])
+    assert first["x"].shape == (20, 8, 8)
+    assert set(np.unique(made(folders["plain"], "sample", n=20, means=False)["x"])) == {0.0, 1.0}
+    cool = made(folders["plain"], "sample", n=200, temperature=0.1)["z"]
+    assert np.abs(cool).mean() < 0.2 * np.abs(made(folders["plain"], "sample", n=200)["z"]).mean()
+    every = made(folders["labels"], "sample", n=3)
+    assert every["y"].tolist() == [k for k in range(10) for _ in range(3)]
+    assert set(made(folders["labels"], "sample", n=5, condition=7)["y"]) == {7}
+
+
+@pytest.mark.parametrize("sampler", ["gaussian_mixture", "flow"])
+def test_a_sampler_follows_the_codes_it_was_fitted_on(folders, sampler, monkeypatch):
+    from vae_cli.generate import samplers
+
+    monkeypatch.setattr(samplers, "STEPS", 300)
+    z = made(folders["plain"], "sample", n=3000, sampler=sampler)["z"]
+    codes = samplers.codes(vae_cli.load(folders["plain"])).numpy()
+    np.testing.assert_allclose(z.mean(0), codes.mean(0), atol=0.25)
+    np.testing.assert_allclose(z.std(0), codes.std(0), rtol=0.25)
+    monkeypatch.setattr(samplers, "codes", None)  # kept: it is not fitted again
+    made(folders["plain"], "sample", n=3, sampler=sampler)
+
+
+def test_an_interpolation_ends_at_the_reconstructions(folders):
+    for name in ("plain", "labels", "table"):
+        model = vae_cli.load(folders[name], device="cpu")
+        x, y = vae_cli.load_data(folders[name], "test")
+        y = y if name == "labels" else None
+        expected = model.decode(
+            model.encode(x[:3], None if y is None else y[:3]).mean, None if y is None else y[:3]
+        ).mean
+        for kind in ("spherical", "linear"):
+            way = made(folders[name], "interpolate", indices=[0, 1, 2], steps=5, kind=kind)["x"]
+            assert way.shape[:2] == (2, 5)
+            np.testing.assert_allclose(way[0, 0], expected[0], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(way[0, -1], expected[1], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(way[1, -1], expected[2], rtol=1e-4, atol=1e-4)
+
+
+def test_a_great_circle_keeps_the_length():
+    a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    assert between(a, b, 7, "spherical").norm(dim=1).tolist() == pytest.approx([2.0] * 7)
+    torch.testing.assert_close(between(a, b, 3, "linear")[1], torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(between(a, -a, 3, "spherical")[1], torch.zeros(2))
+
+
+def test_a_transfer_keeps_z_and_changes_the_label(folders):
+    found = made(folders["labels"], "transfer", n=4)
+    model = vae_cli.load(folders["labels"], device="cpu")
+    for k in range(10):
+        expected = model.decode(found["z"], k).mean
+        np.testing.assert_allclose(found["transferred"][k], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="task=transfer: the run has no classes"):
+        generate(settings(folders["plain"], "transfer"))
+
+
+@pytest.mark.parametrize("name", ["plain", "labels", "table", "flat"])
+def test_codes_go_to_a_file_and_back(folders, name):
+    codes = generate(settings(folders[name], "encode"))[0]
+    model = vae_cli.load(folders[name], device="cpu")
+    x, y = vae_cli.load_data(folders[name], "test")
+    labels = y if model.conditional else None
+    with np.load(codes) as kept:
+        assert kept["z"].shape == (len(x), model.latent_dim)
+        assert (kept["scale"] > 0).all()
+    decoded = made(folders[name], "decode", codes=str(codes))["x"]
+    expected = model.decode(model.encode(x, labels).mean, labels).mean
+    np.testing.assert_allclose(decoded, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_traversal_moves_one_dimension_and_the_most_informative_first(folders):
+    found = made(folders["plain"], "traverse", dimensions=4, steps=5)
+    assert found["x"].shape == (4, 5, 8, 8)
+    change = np.abs(found["x"][:, 0] - found["x"][:, -1]).mean((1, 2))
+    assert (change > 0).all()
+    model = vae_cli.load(folders["plain"], device="cpu")
+    kl = model.kl_by_dimension(vae_cli.load_data(folders["plain"], "test")[0])
+    assert found["dimensions"].tolist() == kl.argsort(descending=True)[:4].tolist()
+
+
+def test_a_manifold_needs_two_dimensions(folders):
+    assert made(folders["flat"], "manifold", n=4)["x"].shape == (4, 4, 8, 8)
+    with pytest.raises(UserError, match="task=manifold: the run has 20 latent dimensions"):
+        generate(settings(folders["plain"], "manifold"))
+
+
+def test_imputation_keeps_what_is_known_and_beats_chance(folders, tmp_path):
+    found = made(folders["plain"], "impute", mask="left", n=40, steps=30)
+    known = found["known"]
+    assert not known[:, :, :4].any()
+    assert known[:, :, 4:].all()
+    np.testing.assert_array_equal(found["imputed"][known], found["x"][known])
+    missing = ~known
+    error = np.abs(found["imputed"] - found["x"])[missing].mean()
+    blind = np.abs(np.broadcast_to(found["x"].mean(0), found["x"].shape) - found["x"])[missing].mean()
+    assert error < blind
+    Image.fromarray((np.eye(8) * 255).astype("uint8")).save(tmp_path / "mask.png")
+    shown = made(folders["plain"], "impute", mask=str(tmp_path / "mask.png"), n=2, steps=1)["known"]
+    np.testing.assert_array_equal(shown[0], np.eye(8, dtype=bool))
+
+
+def test_anomalies_come_first(folders, tmp_path):
+    x, _ = vae_cli.load_data(folders["plain"], "test")
+    rng = np.random.default_rng(0)
+    shuffled = rng.permuted(x.flatten(1).numpy(), axis=1).reshape(x.shape)
+    np.save(tmp_path / "both.npy", np.concatenate([x.numpy(), shuffled]))
+    paths = generate(settings(folders["plain"], "anomaly", source=str(tmp_path / "both.npy"), samples=16))
+    rows = list(csv.DictReader(paths[0].read_text().splitlines()))
+    scores = [float(row["log_likelihood"]) for row in rows]
+    assert scores == sorted(scores)
+    odd = [int(row["index"]) >= len(x) for row in rows]
+    assert roc_auc_score(odd, [-s for s in scores]) > 0.95
+
+
+def test_nothing_is_overwritten(folders, tmp_path):
+    first, second = (generate(settings(folders["plain"], "reconstruct"))[0].parent for _ in range(2))
+    assert first != second
+    (tmp_path / "mine").write_text("mine")
+    taken = settings(folders["plain"], "sample").model_copy(update={"output": str(tmp_path)})
+    with pytest.raises(UserError, match="holds something already"):
+        generate(taken)
+
+
+def test_a_persons_own_pictures_are_taken(folders, tmp_path):
+    Image.fromarray(np.full((20, 30, 3), 200, "uint8")).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((9, 9), "uint8")).save(tmp_path / "b.png")
+    found = made(folders["plain"], "reconstruct", source=str(tmp_path))
+    assert found["x"].shape == (2, 8, 8)
+    assert found["x"][0].min() == 1.0
+    with pytest.raises(UserError, match="the run is conditional and these examples have no labels"):
+        generate(settings(folders["labels"], "reconstruct", source=str(tmp_path)))
+    np.save(tmp_path / "other.npy", np.zeros((3, 5, 5), "float32"))
+    with pytest.raises(UserError, match=r"examples of shape \[5, 5\]; \[8, 8\] is allowed"):
+        generate(settings(folders["plain"], "encode", source=str(tmp_path / "other.npy")))
+
+
+def test_the_interface_speaks_in_the_datas_own_units(folders):
+    model = vae_cli.load(folders["table"], device="cpu")
+    x, y = vae_cli.load_data(folders["table"], "test")
+    assert y is None
+    assert 90 < x.mean() < 110
+    p = model.decode(model.encode(x).mean)
+    assert (p.mean - x).abs().mean() < 10.0
+    assert 60 < p.sample().mean() < 140
+    own = model.vae.log_weights((x - _row(model.spec.mean)) / _row(model.spec.std), None, 500, 500)
+    expected = torch.logsumexp(own, 0) - np.log(500)
+    found = model.log_likelihood(x.numpy(), samples=500)
+    assert (found.mean() - expected.mean()).abs() < 0.3
+    z = torch.zeros(len(x), 3)
+    standard = model.vae.decode(z).log_prob((x - _row(model.spec.mean)) / _row(model.spec.std))
+    torch.testing.assert_close(model.decode(z).log_prob(x), standard - model.vae.log_volume, rtol=1e-4, atol=1e-3)
+    assert (model.elbo(x, samples=200) < found + 1.0).all()
+    assert 60 < model.sample(50).mean() < 140
+
+
+def _row(values):
+    return torch.tensor(values).view(1, -1)
+
+
+def test_what_does_not_fit_is_told(folders):
+    model = vae_cli.load(folders["plain"], device="cpu")
+    for x, line in (
+        (np.zeros((2, 7, 8)), r"\[B, 8, 8\] is allowed"),
+        (np.full((2, 8, 8), 255.0), "divide by 255"),
+        (np.full((2, 8, 8), 0.5), "binarise it"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            model.encode(x)
+    with pytest.raises(ValueError, match=r"\[B, 20\] is allowed"):
+        model.decode(np.zeros((2, 3)))
+    conditional = vae_cli.load(folders["labels"], device="cpu")
+    with pytest.raises(ValueError, match="give labels y"):
+        conditional.sample(3)
+    with pytest.raises(ValueError, match="from 0 to 9 are allowed"):
+        conditional.sample(3, y=12)
+    assert conditional.sample(3, y=[1, 2, 3]).shape == (3, 8, 8)
+    with pytest.raises(UserError, match="no run there"):
+        vae_cli.load("/nowhere")
+
+
+def command(*arguments):
+    call = [sys.executable, "-m", "vae_cli.generate.app", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
+    done = command(f"run={folders['plain']}", f"output={tmp_path}/new", "task.n=4")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert (tmp_path / "new" / "samples.png").is_file()
+    for arguments, line in (
+        (["run=/nowhere"], "run=/nowhere: no run there"),
+        ([f"run={folders['plain']}", "task=smple"], "did you mean sample?"),
+        ([f"run={folders['plain']}", "task.condition=3"], "has no effect, the run is not conditional"),
+        ([f"run={folders['labels']}", "task.condition=10"], "a class from 0 to 9, or all, is allowed"),
+        ([f"run={folders['plain']}", "task.means=3"], "task.means=3: true or false is allowed"),
+        ([f"run={folders['plain']}", "task=interpolate", "task.indices=[0,999999]"], "example 999999: there are"),
+    ):
+        done = command(*arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("vae-generate: error: "), done.stderr
+        assert line in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_settings_are_checked():
+    assert check(TASKS["sample"], yaml.safe_load(Path(CONF, "task", "sample.yaml").read_text()), "task.").n == 64
+    with pytest.raises(UserError, match="no such task"):
+        validate({"task": {"_target_": "os.system"}})
