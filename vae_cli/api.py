@@ -99,7 +99,7 @@ class Trained:
         z = self._tensor(z)
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"z has shape {list(z.shape)}; [B, {self.latent_dim}] is allowed")
-        return self._rescaled(self.vae.decode(z, self._y(y, len(z))))
+        return self.rescaled(self.vae.decode(z, self._y(y, len(z))))
 
     @torch.no_grad()
     def sample(self, n: int, y: Any = None, *, temperature: float = 1.0, mean: bool = True) -> Tensor:
@@ -111,7 +111,7 @@ class Trained:
             temperature: draws of the prior are moved towards its mean by this factor, where it is below one.
             mean: False draws x from p(x|z,c).
         """
-        p = self._rescaled(self.vae.decode(*self._prior(n, y, temperature)))
+        p = self.rescaled(self.vae.decode(*self._prior(n, y, temperature)))
         return p.mean if mean else p.sample()
 
     def prior_sample(self, n: int, y: Any = None, *, temperature: float = 1.0) -> Tensor:
@@ -187,7 +187,7 @@ class Trained:
             raise ValueError(f"x runs from {low:g} to {high:g}; this model knows values in [0, 1]{hint}")
         if self.spec.binary and bool(((given > SLACK) & (given < 1.0 - SLACK)).any()):
             raise ValueError("x holds grey values; this model knows 0 and 1 alone: binarise it")
-        return _scale(given, self.spec)
+        return scale(given, self.spec)
 
     def _y(self, y: Any, n: int) -> Tensor | None:
         """Return labels [n], of one or of each.
@@ -210,7 +210,8 @@ class Trained:
             raise ValueError(f"y={labels.tolist()[:9]}: {n} classes from 0 to {classes - 1} are allowed")
         return labels
 
-    def _rescaled(self, p: Distribution) -> Distribution:
+    def rescaled(self, p: Distribution) -> Distribution:
+        """Return p(x|z) in the data's own units."""
         if self.spec.mean is None:
             return p
         mean, std = (self._tensor(v).view(self.vae.shape) for v in (self.spec.mean, self.spec.std or ()))
@@ -224,7 +225,7 @@ def _mean(prior: Distribution) -> Tensor:
         return prior.sample((1000,)).mean(0)
 
 
-def _scale(x: Tensor, spec: Spec) -> Tensor:
+def scale(x: Tensor, spec: Spec) -> Tensor:
     """Standardise as training did."""
     if spec.mean is None or spec.std is None:
         return x
@@ -233,7 +234,7 @@ def _scale(x: Tensor, spec: Spec) -> Tensor:
 
 
 def _unscale(x: Tensor, spec: Spec) -> Tensor:
-    """Undo `_scale`."""
+    """Undo `scale`."""
     if spec.mean is None or spec.std is None:
         return x
     mean, std = (torch.tensor(v, device=x.device).view(spec.shape) for v in (spec.mean, spec.std))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -52,3 +54,26 @@ def own_folders() -> list[Path]:
     own = [source.path for source in sources if source.provider == "command-line"]
     sys.path[:0] = [path for path in own if path not in sys.path]
     return [Path(path) for path in own]
+
+
+@contextmanager
+def new_folder(usual: Path, output: str | None) -> Iterator[Path]:
+    """Make a new folder for results: the given one, or NAME, NAME-2, … Nothing is overwritten; an empty one goes again.
+
+    Raises:
+        UserError: the given folder holds something.
+    """
+    folder = _free(usual) if output is None else Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output={output}: holds something already; a new or empty folder is allowed")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _free(usual: Path) -> Path:
+    names = (usual if k == 1 else usual.with_name(f"{usual.name}-{k}") for k in count(1))
+    return next(folder for folder in names if not folder.exists())

@@ -13,7 +13,11 @@ CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf
 
 
 _MAIN = ["train"]  # the configuration of the command that runs
-_OTHERS = {"evaluate": [], "generate": ["task"]}  # the groups of the commands beside vae-train
+_OTHERS: dict[str, list[str]] = {
+    "evaluate": [],
+    "generate": ["task"],
+    "export": [],
+}  # the groups of the commands beside vae-train
 
 
 def use(name: str) -> None:

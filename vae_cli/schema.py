@@ -442,6 +442,15 @@ class Evaluate(Settings):
     trust: bool
 
 
+class Export(Settings):
+    """Settings of vae-export."""
+
+    run: str
+    format: Literal["onnx", "torch", "safetensors"]
+    output: str | None
+    trust: bool
+
+
 class Config(Settings):
     """A whole configuration."""
 

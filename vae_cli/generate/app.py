@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
+from vae_cli.command import DEBUGGING, ERRORS, guarded, new_folder, own_folders
 from vae_cli.config import check
 from vae_cli.errors import CONF, UserError, one_line
 from vae_cli.generate.schema import PREFIX, Generate, task_schema
@@ -70,14 +69,11 @@ def generate(settings: Generate) -> list[Path]:
     name = settings.task.target.removeprefix(PREFIX)
     torch.manual_seed(settings.seed)
     arguments = _arguments(getattr(tasks, name), settings, model)
-    folder = _claim(Path(settings.run) / "generated" / name, settings.output)
-    try:
-        return getattr(tasks, name)(model, folder, **arguments)
-    except ValueError as error:
-        raise UserError(f"task={name}: {errors.first_line(error)}") from error
-    finally:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
+        try:
+            return getattr(tasks, name)(model, folder, **arguments)
+        except ValueError as error:
+            raise UserError(f"task={name}: {errors.first_line(error)}") from error
 
 
 def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
@@ -88,28 +84,6 @@ def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
     if "examples" in inspect.signature(task).parameters:
         arguments["examples"] = examples_of(model, arguments.pop("split"), arguments.pop("source"))
     return arguments
-
-
-def _claim(usual: Path, output: str | None) -> Path:
-    """Return a new folder: the given one, or TASK, TASK-2, … in the run folder. Nothing is overwritten.
-
-    Raises:
-        UserError: the given folder holds something.
-    """
-    if output is not None:
-        folder = Path(output)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"output={output}: holds something already; a new or empty folder is allowed")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    for k in count(1):
-        folder = usual if k == 1 else usual.with_name(f"{usual.name}-{k}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("count() does not end")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,175 @@
+"""vae-export: encoder and decoder of a finished run, for other programs. torch is imported late."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from vae_cli import errors
+from vae_cli.command import DEBUGGING, ERRORS, guarded, new_folder, own_folders
+from vae_cli.config import check
+from vae_cli.errors import CONF, UserError, first_line, one_line
+from vae_cli.schema import Export
+
+if TYPE_CHECKING:
+    import torch
+
+    from vae_cli.api import Trained
+
+TOLERANCE = 1e-4  # between an exported module and the model
+
+
+def main() -> None:
+    """Run vae-export; print errors as one line and exit with 1."""
+    errors.use("export")
+    guarded("vae-export", lambda: application())
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="export")
+def application(composed: DictConfig) -> None:
+    """Export what the settings say, and print the paths of what was written."""
+    try:
+        settings = check(Export, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), "")
+        own_folders()
+        for path in export(settings):
+            print(os.path.relpath(path))
+    except ERRORS as error:  # Hydra would put a line of its own before ours
+        if DEBUGGING:
+            raise
+        sys.exit(f"vae-export: error: {one_line(error)}")
+
+
+def export(settings: Export) -> list[Path]:
+    """Export a run and return the paths of what was written.
+
+    Raises:
+        UserError: a package is missing, or the model cannot be exported.
+    """
+    from vae_cli.api import load
+
+    model = load(settings.run, device="cpu", trust=settings.trust)
+    write = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}[settings.format]
+    usual = Path(settings.run) / "exported" / settings.format
+    with new_folder(usual, settings.output) as folder:
+        try:
+            return write(model, folder)
+        except ImportError as error:
+            missing = (error.name or "").partition(".")[0]
+            raise UserError(f"format={settings.format}: needs {missing}; pip install 'vae-cli[export]'") from error
+
+
+def _parts(model: Trained) -> dict[str, tuple[torch.nn.Module, tuple[torch.Tensor, ...], list[str], list[str]]]:
+    """Return encoder and decoder with example inputs and the names of their inputs and outputs.
+
+    Raises:
+        UserError: q(z|x) has no mean and scale in closed form.
+    """
+    import torch
+
+    from vae_cli.exported import Decoder, Encoder
+
+    x, z = torch.zeros(3, *model.vae.shape), torch.zeros(3, model.latent_dim)
+    labels: tuple[torch.Tensor, ...] = ()
+    if model.conditional:
+        attributes = model.spec.attributes
+        labels = (torch.zeros(3, dtype=torch.int64) if model.spec.classes else torch.zeros(3, attributes or 1),)
+    try:
+        _ = model.encode(x, *labels).stddev
+    except (NotImplementedError, AttributeError):
+        kind = type(model.vae.posterior).__name__
+        raise UserError(
+            f"run={model.folder}: its posterior ({kind}) has no scale in closed form; gaussian and full_gaussian "
+            "of one stochastic layer can be exported, and format=safetensors takes any weights"
+        ) from None
+    names = ["y"] if labels else []
+    return {
+        "encoder": (Encoder(model).eval(), (x, *labels), ["x", *names], ["mean", "scale"]),
+        "decoder": (Decoder(model).eval(), (z, *labels), ["z", *names], ["mean"]),
+    }
+
+
+def _programs(model: Trained) -> dict[str, Any]:
+    import torch
+
+    batch = torch.export.Dim("batch", min=1)
+    programs = {}
+    for name, (module, inputs, *_) in _parts(model).items():
+        dynamic = tuple({0: batch} for _ in inputs)
+        try:
+            programs[name] = torch.export.export(module, inputs, dynamic_shapes={"inputs": dynamic})
+        except Exception as error:
+            raise UserError(f"run={model.folder}: its {name} cannot be traced ({first_line(error)})") from error
+    return programs
+
+
+def _torch(model: Trained, folder: Path) -> list[Path]:
+    """Write programs that `torch.export.load` reads."""
+    import torch
+
+    paths = []
+    for name, program in _programs(model).items():
+        paths.append(folder / f"{name}.pt2")
+        torch.export.save(program, paths[-1])
+    return paths
+
+
+def _onnx(model: Trained, folder: Path) -> list[Path]:
+    """Write ONNX files, and hold each against the model under onnxruntime."""
+    import onnxruntime
+    import onnxscript  # noqa: F401  the exporter needs it
+    import torch
+
+    paths = []
+    programs = _programs(model)
+    for name, (module, inputs, takes, gives) in _parts(model).items():
+        path = folder / f"{name}.onnx"
+        torch.onnx.export(
+            programs[name], (), path, input_names=takes, output_names=gives, dynamo=True, verbose=False,
+            external_data=False,
+        )  # fmt: skip
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        _hold_against(session, module, inputs, name)
+        paths.append(path)
+    return paths
+
+
+def _hold_against(session: Any, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str) -> None:
+    """Compare an ONNX session with the module it came from, for a batch of another size than it was traced with.
+
+    Raises:
+        UserError: they differ.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    given = [torch.rand(5, *t.shape[1:]).round() if t.is_floating_point() else t[:1].repeat(5) for t in inputs]
+    names = [each.name for each in session.get_inputs()]
+    found = session.run(None, {key: value.numpy() for key, value in zip(names, given, strict=True)})
+    with torch.no_grad():
+        expected = module(*given)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    worst = max(float((torch.from_numpy(a) - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    scale = max(1.0, *(float(b.abs().max()) for b in expected))
+    if worst > TOLERANCE * scale:
+        raise UserError(f"format=onnx: the exported {name} differs from the model by {worst:g}")
+
+
+def _safetensors(model: Trained, folder: Path) -> list[Path]:
+    """Write the weights alone, with settings and data description as text in the file's own header."""
+    from safetensors.torch import save_file
+
+    path = folder / "model.safetensors"
+    weights = {name: value.contiguous() for name, value in model.vae.state_dict().items()}
+    about = {"config": json.dumps(model.config.plain), "data": json.dumps(model.spec.to_dict()), "format": "pt"}
+    save_file(weights, path, metadata=about)
+    return [path]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Encoder and decoder as plain modules of tensors, in the data's own units."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vae_cli.api import Trained, scale
+
+
+class Encoder(nn.Module):
+    """x (and y) → mean and scale of q(z|x), each [B, D]."""
+
+    def __init__(self, model: Trained):
+        super().__init__()
+        self.vae, self.spec = model.vae, model.spec
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode x [B, *shape]."""
+        x, *labels = inputs
+        q = self.vae.encode(scale(x, self.spec), *labels)
+        return q.mean, q.stddev
+
+
+class Decoder(nn.Module):
+    """z (and y) → mean of p(x|z) [B, *shape]."""
+
+    def __init__(self, model: Trained):
+        super().__init__()
+        self.vae, self.rescaled = model.vae, model.rescaled
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Decode z [B, D]."""
+        z, *labels = inputs
+        return self.rescaled(self.vae.decode(z, *labels)).mean
