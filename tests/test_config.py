@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.conftest import ROOT, command, configure
-from vae_cli.errors import CONF, UserError, one_line
+from vae_cli.errors import CONF, UserError, groups, one_line
 from vae_cli.schema import OPTIONS
 
-GROUPS = sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
+GROUPS = groups()  # of vae-train
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
 OFFERED |= {"encoder", "low", "high", "examples"}
@@ -138,9 +138,13 @@ WRONG = {
         "trainer.compile=true: the hook of objective.gradient=dreg is not compiled rightly; "
         "objective.gradient=standard or stl is allowed"
     ),
-    ("model=ladder", "model.below=[8,4]"): (
-        "model.hidden=[400, 200]: as many widths as stochastic layers are allowed, 3 (model.below and the top)"
+    ("prior=flow", "model.latent_dim=1"): (
+        "prior=flow: an autoregressive flow needs two dimensions; model.latent_dim=2 or more is allowed"
     ),
+    ("prior=vamp", "objective=mmd", "kl.weight=0"): (
+        "kl.weight=0: nothing would train the prior with objective=mmd; prior=standard is allowed"
+    ),
+    ("experiment=tomczak2018_standard", "trainer.epochs=abc"): "trainer.epochs=abc: an integer is allowed",
     ("likelihood._target_=vae_cli.likelihood.Absent",): (
         "likelihood._target_=vae_cli.likelihood.Absent: no such part of vae_cli"
     ),

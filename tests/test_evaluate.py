@@ -26,6 +26,7 @@ SETTINGS = {
     "device": "cpu",
     "seed": 0,
     "trust": False,
+    "data": None,
 }
 
 
@@ -159,7 +160,7 @@ def test_weights_that_do_not_fit_are_told(folder, tmp_path):
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
     config["model"]["hidden"] = [7]
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match="its weights do not fit its settings"):
+    with pytest.raises(UserError, match="its weights do not fit the run's settings"):
         parts.restore(run, torch.device("cpu"))
 
 
@@ -168,7 +169,7 @@ def test_memory_that_runs_out_says_what_to_lower(folder, monkeypatch):
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
     monkeypatch.setattr(metrics, "log_likelihood", exhausted)
-    with pytest.raises(UserError, match=r"out of memory on cpu: lower batch_size \(now 64\)"):
+    with pytest.raises(UserError, match=r"out of memory: lower batch_size \(now 64\)"):
         evaluate(settings(folder, batch_size=64))
 
 
@@ -176,3 +177,51 @@ def test_fid_without_its_package_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(UserError, match=r"pip install 'vae-cli\[fid\]'"):
         evaluate(settings(folder, metrics=["fid"]))
+
+
+def test_data_that_changed_are_refused_and_data_that_moved_are_found(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)).astype("float32") * 5
+    np.savez(tmp_path / "table.npz", x=x)
+    overrides = ["data=arrays", f"data.path={tmp_path}/table.npz", "likelihood=gaussian", "trainer.steps=10"]
+    run = finished(tmp_path / "run", *overrides)
+    first = evaluate(settings(run, metrics=["elbo"]))
+    (tmp_path / "table.npz").rename(tmp_path / "moved.npz")
+    assert parts.restore(run, torch.device("cpu")).spec.shape == (4,)  # a model needs no data
+    with pytest.raises(UserError, match="no such file"):
+        evaluate(settings(run))
+    again = evaluate(settings(run, metrics=["elbo"], data=str(tmp_path / "moved.npz")))
+    assert again == first
+    for changed, line in ((x * 1000, "mean"), (x[:150], "train: 160, now 120"), (x[:, :3], "shape")):
+        np.savez(tmp_path / "table.npz", x=changed)
+        with pytest.raises(UserError, match=f"the data changed since the run .{line}"):
+            evaluate(settings(run))
+
+
+def test_numbers_of_other_examples_do_not_stand_beside_these(folder):
+    evaluate(settings(folder, metrics=["elbo", "aggregate"], examples=9, seed=3))
+    evaluate(settings(folder, metrics=["elbo"]))
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert "test/mutual_information" not in written
+    assert (written["test/examples"], written["test/seed"]) == (20, 0)
+    evaluate(settings(folder, metrics=["aggregate"]))
+    assert {"test/elbo", "test/mutual_information"} <= set(json.loads((folder / "evaluation.json").read_text()))
+
+
+def test_one_metric_that_fails_loses_none_of_the_others(folder, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(metrics, "aggregate", broken)
+    with pytest.raises(UserError, match=r"metrics=\['aggregate'\]: failed"):
+        evaluate(settings(folder, metrics=["aggregate", "elbo"], seed=9))
+    assert "aggregate: failed (ValueError: no such thing)" in capsys.readouterr().out
+    assert json.loads((folder / "evaluation.json").read_text())["test/elbo"] < 0
+
+
+def test_faulty_run_folders_get_one_line(tmp_path):
+    for content, line in (("", "holds no settings"), ("a: [", "cannot be read")):
+        (tmp_path / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / ".hydra" / "config.yaml").write_text(content)
+        with pytest.raises(UserError, match=line):
+            parts.settings_of(tmp_path)

@@ -38,24 +38,29 @@ def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = Fal
     Raises:
         vae_cli.errors.UserError: there is no finished run there, or it names foreign parts.
     """
-    config, vae, spec = parts.restore(Path(run), choose_device(device), trust=trust)
-    return Trained(vae, spec, config, Path(run))
+    found = parts.restore(Path(run), choose_device(device, "device"), trust=trust)
+    return Trained(found.vae, found.spec, found.config, Path(run))
 
 
-def load_data(run: str | os.PathLike[str], split: str = "test") -> tuple[Tensor, Tensor | None]:
+def load_data(
+    run: str | os.PathLike[str], split: str = "test", *, data: str | None = None, trust: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Return a split of a run's own data as an evaluation sees it: x [N, *shape] float32, y [N], [N, A] or None.
 
     Args:
         run: the run folder.
         split: train, valid or test.
+        data: where the data are now, if they have moved.
+        trust: as for `load`.
 
     Raises:
-        vae_cli.errors.UserError: there is no run there, or its data have no such split.
+        vae_cli.errors.UserError: there is no run there, its data are not what they were, or have no such split.
     """
-    config = parts.settings_of(Path(run))
-    dataset = parts.load_dataset(config)
-    data = parts.split_of(dataset, split, torch.device("cpu"), config.data.seed)
-    x, y = data.batch(slice(0, len(data)))
+    cpu = torch.device("cpu")
+    found = parts.restore(Path(run), cpu, trust=trust, data=data)
+    dataset = parts.data_of(found, Path(run))
+    examples = parts.split_of(dataset, split, cpu, found.config.data.seed)
+    x, y = examples.batch(slice(0, len(examples)))
     return _unscale(x, dataset.spec), y
 
 

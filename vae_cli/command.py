@@ -24,7 +24,8 @@ ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 
 def fraction(share: float, *, _root_: DictConfig) -> float:
     """Return that share of the run's epochs: `${fraction:0.05}` in an option, so that schedules scale with the run."""
-    return share * _root_.trainer.epochs
+    epochs = _root_.trainer.epochs
+    return share * epochs if isinstance(epochs, (int, float)) else share  # a faulty one is told of later
 
 
 OmegaConf.register_new_resolver("fraction", fraction, replace=True)

@@ -126,6 +126,12 @@ def _refuse_contradictions(config: Config) -> None:
             "prior=vamp: the densities of posterior=flow at every pseudo-input would take minutes a step; "
             "posterior=gaussian or full_gaussian is allowed"
         )
+    if chosen["prior"] == "prior.Flow" and config.model.latent_dim == 1:
+        raise UserError(
+            "prior=flow: an autoregressive flow needs two dimensions; model.latent_dim=2 or more is allowed"
+        )
+    if objective == "MMD" and config.kl.weight == 0 and chosen["prior"] != "prior.Standard":
+        raise UserError("kl.weight=0: nothing would train the prior with objective=mmd; prior=standard is allowed")
     if chosen["prior"] == "prior.Conditional" and chosen["conditional"] == "conditioning.Unconditional":
         raise UserError("prior=conditional: needs labels; with it conditional=label is allowed")
     if objective in ("IWAE", "BetaTC"):

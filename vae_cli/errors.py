@@ -44,7 +44,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def unknown_setting(key: str) -> str:
     """Say that a setting does not exist: which options have it, or which setting was meant."""
     group, _, name = key.partition(".")
-    owners = sorted(option for option, names in _settings(group).items() if name in names)
+    known_group = group in groups()
+    owners = sorted(option for option, names in _settings(group).items() if name in names and known_group)
     if owners:
         having = ", ".join(f"{group}={option}" for option in owners)
         return f"{key}: has no effect with the chosen {group}; it is a setting of {having}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,9 @@ from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
 from vae_cli.errors import CONF, UserError, first_line, one_line
 
 if TYPE_CHECKING:
-    from vae_cli.data import Dataset, Resident, Spec
+    from vae_cli.data import Dataset, Resident
     from vae_cli.report.console import Terminal
     from vae_cli.schema import Evaluate
-    from vae_cli.vae import VAE
 
 
 class NotApplicable(Exception):
@@ -56,46 +56,55 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: something the person can mend.
     """
-    from vae_cli.report.console import Terminal
     from vae_cli.trainer import choose_device
 
-    folder, device = Path(settings.run), choose_device(settings.device)
-    session = Session(settings, folder, device, Terminal(folder / "evaluation.log", fresh=True))
+    if "fid" in settings.metrics:
+        _require_fid()
+    session = Session(settings, Path(settings.run), choose_device(settings.device, "device"))
     found: dict[str, Any] = {}
+    failed: list[str] = []
     for name in settings.metrics:
         try:
             found |= METRICS[name](session)
         except NotApplicable as reason:
             session.terminal.line(f"{name}: {reason}")
-        except (MemoryError, RuntimeError) as error:
-            raise _memory(error, settings, device.type) from error
+        except UserError:
+            raise
+        except Exception as error:  # the numbers of the other metrics are not lost with one
+            _memory(error, settings, session.terminal, name)
+            failed.append(name)
+        _write(session, found)
     summary = {f"{settings.split}/{key}": value for key, value in found.items()}
-    about = {"measure": session.measure, "notes": session.notes, "examples": len(session.data), "seed": settings.seed}
-    _write(folder / "evaluation.json", summary | {f"{settings.split}/{key}": value for key, value in about.items()})
-    session.terminal.numbers_of(summary, settings.split, f"{folder}: {session.measure}")
+    session.terminal.numbers_of(summary, settings.split, f"{settings.run}: {session.measure}")
+    if failed:
+        raise UserError(f"metrics={failed}: failed (see above); the others are in {settings.run}/evaluation.json")
     return summary
 
 
 class Session:
     """A run made ready for evaluation: model, data, and what metrics share."""
 
-    def __init__(self, settings: Evaluate, folder: Path, device: Any, terminal: Terminal):
+    def __init__(self, settings: Evaluate, folder: Path, device: Any):
         from vae_cli import metrics, parts
+        from vae_cli.report.console import Terminal
 
-        self.settings, self.folder, self.terminal = settings, folder, terminal
-        self.config, self.vae, _ = parts.restore(folder, device, trust=settings.trust)
-        self.dataset: Dataset = parts.load_dataset(self.config)
-        self.train = self._split("train")
+        run = parts.restore(folder, device, trust=settings.trust, data=settings.data)
+        self.settings, self.folder, self.step = settings, folder, run.step
+        self.config, self.vae, self.spec = run.config, run.vae, run.spec
+        self.dataset: Dataset = parts.data_of(run, folder)
         whole = self.train if settings.split == "train" else self._split(settings.split)
-        self.data = whole.part(settings.examples or len(whole))
-        self.spec: Spec = self.dataset.spec
-        self.measure = metrics.measure(self.dataset, self.vae.likelihood)
+        self.data = whole.part(settings.examples or len(whole), settings.seed)
+        self.terminal = Terminal(folder / "evaluation.log", fresh=True)
+        self.measure = metrics.measure(self.dataset, self.vae.likelihood, conditional=self.vae.conditional)
         self.notes = metrics.caveats(self.dataset, self.vae.likelihood)
         for note in self.notes:
-            terminal.line(f"warning: {note}", style="yellow")
+            self.terminal.line(f"warning: {note}", style="yellow")
         self.whole: Any = None
 
-    vae: VAE
+    @cached_property
+    def train(self) -> Resident:
+        """The training examples, every random draw made once."""
+        return self._split("train")
 
     def _split(self, split: str) -> Resident:
         from vae_cli.parts import split_of
@@ -131,7 +140,9 @@ def _elbo(session: Session) -> dict[str, Any]:
     result = session.evaluation()
     folder = session.folder / "figures"
     folder.mkdir(exist_ok=True)
-    figures.kl_by_dimension(result.kl_by_dimension, folder / f"kl_by_dimension_{session.settings.split}.png")
+    figures.kl_by_dimension(
+        result.kl_by_dimension, result.units, folder / f"kl_by_dimension_{session.settings.split}.png"
+    )
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
     bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood)
@@ -179,6 +190,8 @@ def _probe(session: Session) -> dict[str, Any]:
 
     train, test = session.train.part(5000), session.data
     pairs = [(metrics.codes(session.vae, split), session.labels(split)) for split in (train, test)]
+    if len(pairs[0][1].unique(dim=0)) < 2 or len(test) < 2:
+        raise NotApplicable("not computed, there is one label alone")
     return metrics.linear_probe(*pairs)
 
 
@@ -188,7 +201,13 @@ def _disentanglement(session: Session) -> dict[str, Any]:
     if session.labels(session.data).ndim == 1:
         raise NotApplicable("not computed, classes are one factor; MIG and DCI need labels y [N, factors]")
     train, test = session.train.part(5000), session.data.part(5000)
-    pairs = [(metrics.codes(session.vae, split), metrics.factors(session.labels(split))) for split in (train, test)]
+    reference = session.labels(train)
+    pairs = [
+        (metrics.codes(session.vae, split), metrics.factors(session.labels(split), reference))
+        for split in (train, test)
+    ]
+    if pairs[0][1].shape[1] == 0:
+        raise NotApplicable("not computed, no factor varies")
     return {"mig": metrics.mutual_information_gap(*pairs[1]), **metrics.dci(*pairs)}
 
 
@@ -197,6 +216,8 @@ def _quality(session: Session) -> dict[str, Any]:
 
     if session.labels(session.data).ndim != 1 or (session.spec.classes or 0) < 2:
         raise NotApplicable("not computed, its classifier needs classes")
+    if min(len(session.train), 2 * len(session.data)) < 20:
+        raise NotApplicable("not computed, there are too few examples")
     return metrics.quality(
         session.vae, session.train, session.data, session.spec.classes or 0, seed=session.settings.seed
     )
@@ -209,10 +230,15 @@ def _fid(session: Session) -> dict[str, Any]:
         raise NotApplicable("not computed, Inception sees pictures alone")
     try:
         return metrics.inception_fid(session.vae, session.data, seed=session.settings.seed)
-    except ImportError as error:
-        raise UserError("metrics=[fid]: needs torch-fidelity; pip install 'vae-cli[fid]'") from error
     except OSError as error:
         raise UserError(f"metrics=[fid]: the Inception weights cannot be had ({first_line(error)})") from error
+
+
+def _require_fid() -> None:
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as error:
+        raise UserError("metrics=[fid]: needs torch-fidelity; pip install 'vae-cli[fid]'") from error
 
 
 METRICS: dict[str, Callable[[Session], dict[str, Any]]] = {
@@ -227,20 +253,40 @@ METRICS: dict[str, Callable[[Session], dict[str, Any]]] = {
 }
 
 
-def _memory(error: BaseException, settings: Evaluate, device: str) -> BaseException:
-    """Return an error that says what to lower where memory ran out, else the error itself."""
+def _memory(error: Exception, settings: Evaluate, terminal: Terminal, name: str) -> None:
+    """Say in one line why a metric failed.
+
+    Raises:
+        UserError: memory ran out, and the line says what to lower.
+    """
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
         now = settings.batch_size or "chosen by a memory bound"
-        return UserError(f"out of memory on {device}: lower batch_size (now {now}), or take device=cpu")
-    return error
+        raise UserError(f"out of memory: lower batch_size (now {now}), or take device=cpu") from error
+    if DEBUGGING:
+        raise error
+    terminal.line(f"{name}: failed ({type(error).__name__}: {first_line(error)})", style="red")
 
 
-def _write(path: Path, summary: dict[str, Any]) -> None:
-    """Write the numbers beside those of other splits that are there already."""
-    before = json.loads(path.read_text()) if path.is_file() else {}
+def _write(session: Session, found: dict[str, Any]) -> None:
+    """Write the numbers so far, beside those of other splits.
+
+    Earlier ones of this split stay where they are of the same weights, examples and seed.
+    """
+    from vae_cli.report.reporter import plain
+
+    split, path = session.settings.split, session.folder / "evaluation.json"
+    stamp = {"step": session.step, "examples": len(session.data), "seed": session.settings.seed}
+    about = stamp | {"measure": session.measure, "notes": session.notes}
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        before = {}
+    if any(before.get(f"{split}/{key}") != value for key, value in stamp.items()):
+        before = {key: value for key, value in before.items() if not key.startswith(f"{split}/")}
+    now = {f"{split}/{key}": value for key, value in (plain(found) | about).items()}
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(before | summary, indent=2) + "\n")
+    partial.write_text(json.dumps(before | now, indent=2) + "\n")
     partial.replace(path)
 
 

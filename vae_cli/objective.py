@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from vae_cli.data import Resident
 from vae_cli.distribution import is_diagonal
 from vae_cli.errors import UserError
+from vae_cli.metrics import Evaluation, log_likelihood
 from vae_cli.model.layers import dense
 from vae_cli.vae import VAE, Output
 
@@ -39,9 +41,11 @@ class Objective(nn.Module):
 
     Attributes:
         extra: names of the terms reported besides ELBO, reconstruction and KL.
+        selection: name of the number that the best weights are chosen by, `valid/…`.
     """
 
     extra: tuple[str, ...] = ()
+    selection = "elbo"
 
     def __init__(self, *, samples: int = 1):
         super().__init__()
@@ -68,6 +72,10 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar to minimise and the objective's own terms."""
         raise NotImplementedError
+
+    def score(self, vae: VAE, data: Resident, result: Evaluation) -> float:
+        """Return the number that the best weights are chosen by, from validation examples and their evaluation."""
+        return result.elbo
 
     def groups(self) -> list[dict[str, Any]]:
         """Return parameter groups to optimise beside the model's, with settings of their own."""
@@ -97,6 +105,7 @@ class IWAE(Objective):
     """
 
     extra = ("bound",)
+    selection = "bound"
 
     def __init__(self, *, samples: int = 50, gradient: str = "dreg"):
         super().__init__(samples=samples)
@@ -121,6 +130,10 @@ class IWAE(Objective):
         bound = (torch.logsumexp(log_w.detach(), 0) - math.log(len(log_w))).mean()
         surrogate = (share * log_w).sum(0).mean()
         return -(surrogate + (bound - surrogate).detach()), {"bound": bound}
+
+    def score(self, vae, data, result):
+        """Return the bound of as many draws as training takes, for validation examples."""
+        return log_likelihood(vae, data, samples=self.samples).mean
 
 
 class BetaTC(Objective):

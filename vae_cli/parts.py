@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from vae_cli.errors import UserError, first_line, suggest
 from vae_cli.schema import Config, Part
 from vae_cli.vae import VAE, Encoder
 
+BUILT = ("data", "model", "likelihood", "prior", "posterior", "conditional")  # what a finished run is made of
+SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -56,7 +61,7 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
         raise UserError(f"{group}.{missing[0]}: required by {part.target}; nothing was given")
     try:
         return kind(**arguments)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{group}: {part.target} refuses its settings ({first_line(error)})") from error
 
 
@@ -104,48 +109,107 @@ def build(config: Config, spec: Spec) -> VAE:
     )
 
 
-def settings_of(folder: Path, *, trust: bool = False) -> Config:
+@dataclass(frozen=True)
+class Restored:
+    """A finished run: its settings, its model with the weights its numbers come from, and what its data were."""
+
+    config: Config
+    vae: VAE
+    spec: Spec
+    about: dict[str, Any]  # shape, levels, … and the number of examples of each split
+    step: int | None  # that the weights are of
+
+
+def settings_of(folder: Path, *, trust: bool = False, data: str | None = None) -> Config:
     """Return the configuration that a run folder was trained with.
 
     Args:
         folder: of the run.
         trust: whether parts that are not vae_cli's own may be built: their modules are code that would run.
+        data: where the data are now, in place of the run's data.path or data.root.
 
     Raises:
-        UserError: there is no run, or it names foreign parts.
+        UserError: there is no run, its settings cannot be read, or they name foreign parts.
     """
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
         jobs = sorted(str(each.parents[1]) for each in folder.glob("*/.hydra/config.yaml"))
         hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
         raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
-    raw = yaml.safe_load(path.read_text())
-    for group, content in raw.items() if isinstance(raw, dict) else ():
-        target = content.get("_target_", "vae_cli.") if isinstance(content, dict) else "vae_cli."
-        if not trust and not str(target).startswith(("vae_cli.", "torch.optim.")):
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("data"), dict):
+        raise UserError(f"{path}: holds no settings of a run")
+    for group in BUILT if not trust else ():
+        target = str((raw.get(group) or {}).get("_target_", "vae_cli."))
+        if not target.startswith("vae_cli."):
             raise UserError(
                 f"{group}._target_={target}: not a part of vae_cli; trust=true runs it, if you trust {folder}"
             )
-    return validate(raw)
+    return _with_data(raw, data)
 
 
-def restore(folder: Path, device: torch.device, *, trust: bool = False) -> tuple[Config, VAE, Spec]:
+def _with_data(raw: dict[str, Any], data: str | None) -> Config:
+    """Type settings whose data may have moved, or be out of reach: a model needs none."""
+    key = "root" if "root" in raw["data"] else "path"
+    where = os.path.abspath(data) if data is not None else raw["data"].get(key)
+    if where is None:
+        return validate(raw)
+    config = validate({**raw, "data": {**raw["data"], key: "."}})
+    return config.model_copy(update={"data": config.data.model_copy(update={key: where})})
+
+
+def restore(folder: Path, device: torch.device, *, trust: bool = False, data: str | None = None) -> Restored:
     """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
 
     Raises:
         UserError: there is no run, it names foreign parts, or its weights do not fit its configuration.
     """
-    config = settings_of(folder, trust=trust)
+    config = settings_of(folder, trust=trust, data=data)
     best = folder / "checkpoints" / "best.pt"
-    last = config.trainer.final == "last" or not best.is_file()
-    state = checkpoint.load(folder / "checkpoints" / "last.pt" if last else best, device)
-    spec = Spec.from_dict(state["spec"])
-    vae = build(config, spec).to(device)
+    path = folder / "checkpoints" / "last.pt" if config.trainer.final == "last" or not best.is_file() else best
+    state = checkpoint.load(path, device)
     try:
+        spec = Spec.from_dict(state["spec"])
+        vae = build(config, spec).to(device)
         vae.load_state_dict(state.get("averaged") or state["model"])
-    except RuntimeError as error:
-        raise UserError(f"run={folder}: its weights do not fit its settings ({first_line(error)})") from error
-    return config, vae.eval().requires_grad_(False), spec
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: its weights do not fit the run's settings ({first_line(error)})") from error
+    about = {**state["spec"], **state.get("sizes", {})}
+    return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+
+
+def data_of(run: Restored, folder: Path) -> Dataset:
+    """Load the data of a finished run.
+
+    Raises:
+        UserError: they are not those it was trained on.
+    """
+    dataset = load_dataset(run.config)
+    if change := changed(run.about, dataset):
+        raise UserError(f"run={folder}: the data changed since the run ({change}); data=PATH says where its own are")
+    return dataset
+
+
+def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
+    """Say how data differ from those a checkpoint tells of; None where they do not."""
+    now = {**dataset.spec.to_dict(), **dataset.sizes}
+    for key in SAME:
+        if key in then and not _equal(then[key], now.get(key)):
+            shown = "" if key in ("mean", "std") else f": {then[key]}, now {now.get(key)}"
+            return f"{key}{shown}"
+    return None
+
+
+def _equal(then: Any, now: Any) -> bool:
+    """Compare what a checkpoint says with what is there; statistics up to rounding."""
+    if isinstance(then, list) and isinstance(now, list) and then and isinstance(then[0], float):
+        return len(then) == len(now) and all(
+            math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in zip(then, now, strict=True)
+        )
+    return then == now
 
 
 def split_of(dataset: Dataset, split: str, device: torch.device, seed: int) -> Resident:

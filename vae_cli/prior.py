@@ -102,6 +102,8 @@ class Vamp(nn.Module):
             self.raw.copy_(self._logit(x.mean(0)) + torch.randn_like(self.raw))
         else:
             self.raw.copy_(self._logit(x[index]))
+            if len(x) < len(self.raw):  # repeats part ways
+                self.raw.add_(0.1 * torch.randn_like(self.raw))
         if self.conditions is not None and c is not None:
             self.conditions.copy_(c[index])
 

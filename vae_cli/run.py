@@ -13,13 +13,14 @@ from vae_cli import checkpoint, metrics
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
 from vae_cli.objective import Objective
-from vae_cli.parts import assemble, build, load_dataset, name_of
+from vae_cli.parts import assemble, build, changed, load_dataset, name_of
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
 from vae_cli.schema import OPTIONS, Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
+FEW = 20  # effective samples below which log p(x) is called a bound
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
 
 
@@ -43,14 +44,16 @@ def train(
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
-    vae.initialize(*dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
-    _probe(vae, dataset, config, device)
+    if vae.wants_examples and not resume:
+        vae.initialize(*dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
+    objective = _objective(config, dataset, device)
+    _probe(vae, objective, dataset, config, device)
     last, best = _states(folder, dataset, device) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
     conditional = getattr(vae.conditioning, "dim", 0) > 0
     reporter = Reporter(folder, dataset.spec, conditional=conditional, resumed_at=last["step"] if last else None)
     try:
-        trainer = _trainer(config, vae, dataset, reporter, folder)
+        trainer = _trainer(config, vae, objective, dataset, reporter, folder)
         if last is not None:
             trainer.load_state_dict(last, best)
         if accepted is not None:
@@ -63,7 +66,7 @@ def train(
 
 
 @torch.no_grad()
-def _probe(vae: VAE, dataset: Dataset, config: Config, device: torch.device) -> None:
+def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, device: torch.device) -> None:
     """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
     parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
     own = ", ".join(f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
@@ -74,6 +77,9 @@ def _probe(vae: VAE, dataset: Dataset, config: Config, device: torch.device) -> 
         with metrics.undisturbed(vae):
             found = list(vae(x, y).log_likelihood.shape)
             mean = list(vae.sample(2, y).shape)
+            terms = objective(vae, x, y, weight=1.0)
+            if missing := set(objective.extra) - set(terms.extra):
+                raise KeyError(f"its extra term {missing.pop()} is not returned by its loss")
     except Exception as error:
         raise UserError(f"{own}: fails on two examples ({type(error).__name__}: {first_line(error)})") from error
     for what, shape, wanted in (("log_prob(x)", found, [1, len(x)]), ("mean", mean, [2, *dataset.spec.shape])):
@@ -84,11 +90,8 @@ def _probe(vae: VAE, dataset: Dataset, config: Config, device: torch.device) -> 
 def _states(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
     last = checkpoint.load(folder / "checkpoints" / "last.pt", device)
-    then, now = ({**state["spec"], **state["sizes"]} for state in (last, _about(dataset)))
-    for key in ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test"):
-        if then.get(key) != now.get(key):
-            change = f"{key}: {then.get(key)}, now {now.get(key)}"
-            raise UserError(f"resume={folder}: the data changed since the run began ({change})")
+    if change := changed({**last["spec"], **last["sizes"]}, dataset):
+        raise UserError(f"resume={folder}: the data changed since the run began ({change})")
     best = folder / "checkpoints" / "best.pt"
     return last, checkpoint.load(best, device) if best.is_file() else None
 
@@ -97,7 +100,16 @@ def _about(dataset: Dataset) -> dict[str, Any]:
     return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes}
 
 
-def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, folder: Path) -> Trainer:
+def _objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
+    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
+    if not isinstance(objective, Objective):
+        raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
+    return objective.to(device)
+
+
+def _trainer(
+    config: Config, vae: VAE, objective: Objective, dataset: Dataset, reporter: Reporter, folder: Path
+) -> Trainer:
     about = {"config": config.plain, **_about(dataset)}
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
@@ -105,10 +117,6 @@ def _trainer(config: Config, vae: VAE, dataset: Dataset, reporter: Reporter, fol
             checkpoint.save(best | about, folder / "checkpoints" / "best.pt")
         checkpoint.save(last | about, folder / "checkpoints" / "last.pt")
 
-    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
-    if not isinstance(objective, Objective):
-        raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
-    objective = objective.to(next(vae.parameters()).device)
     groups = [{"params": list(vae.parameters())}, *objective.groups()]
     steps, a_pass = config.trainer.steps, epoch_length(config.trainer, len(dataset.train))
     return Trainer(
@@ -176,7 +184,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     if config.trainer.final == "best" and trainer.best is not None:
         vae.load_state_dict(trainer.best["model"])
         epoch = trainer.best["epoch"]
-        note = f"best weights by valid/elbo (epoch {epoch:g})"
+        note = f"best weights by valid/{trainer.objective.selection} (epoch {epoch:g})"
     sets: dict[str, Resident | None] = {
         "train": dataset.fixed_train(device, EVALUATED, config.data.seed),
         "valid": trainer.valid,
@@ -190,9 +198,11 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
-    summary |= {f"{shown_split}/{key}": value for key, value in _beyond(config, vae, shown, shown_result).items()}
     summary |= {
-        "measure": metrics.measure(dataset, vae.likelihood),
+        f"{shown_split}/{key}": value for key, value in _beyond(config, vae, shown, shown_result, reporter).items()
+    }
+    summary |= {
+        "measure": metrics.measure(dataset, vae.likelihood, conditional=vae.conditional),
         "train/examples": min(len(dataset.train), EVALUATED),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "train_seconds": round(trainer.seconds, 3),
@@ -206,13 +216,20 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     return summary
 
 
-def _beyond(config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation) -> dict[str, float]:
+def _beyond(
+    config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
+) -> dict[str, float]:
     """Return log p(x), the gap to the ELBO, and what the aggregate posterior says, from a modest number of draws."""
     samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
     numbers = metrics.aggregate(vae, data)
     if samples:
         estimate = metrics.log_likelihood(vae, data.part(most or len(data)), samples=samples)
         numbers |= metrics.numbers(estimate, whole, len(data))
+        if numbers["effective_samples"] < FEW:
+            reporter.line(
+                f"log_likelihood rests on {numbers['effective_samples']:.1f} of {samples} draws an example: a lower "
+                f"bound, tighter by vae-eval run={os.path.relpath(reporter.folder)}"
+            )
     return numbers
 
 

@@ -183,15 +183,6 @@ class Ladder(Model):
     channels: list[Count]
     activation: Activation
 
-    @model_validator(mode="after")
-    def _a_width_for_each_layer(self) -> Ladder:
-        if len(self.hidden) != len(self.below) + 1:
-            raise UserError(
-                f"model.hidden={self.hidden}: as many widths as stochastic layers are allowed, "
-                f"{len(self.below) + 1} (model.below and the top)"
-            )
-        return self
-
 
 class OwnModel(Model):
     """A user's model."""
@@ -384,8 +375,8 @@ class StepLR(Part):
 class StagesLR(Part):
     """Stages of growing length."""
 
-    stages: Count
-    growth: Annotated[float, Field(ge=1)]
+    stages: Annotated[int, Field(ge=1, le=50)]
+    growth: Annotated[float, Field(ge=1, le=100)]
     final: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -435,7 +426,8 @@ class Evaluate(Settings):
     metrics: list[
         Literal["elbo", "log_likelihood", "aggregate", "amortisation", "probe", "disentanglement", "quality", "fid"]
     ]
-    amortisation_examples: Count
+    amortisation_examples: Annotated[int, Field(ge=2)]
+    data: str | None
     batch_size: Count | None
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed

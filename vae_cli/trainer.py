@@ -197,20 +197,23 @@ class Trainer:
         result = metrics.evaluate(self.evaluated, self.watched)
         self._refuse_infinite({"elbo": result.elbo, "reconstruction": result.reconstruction, "kl": result.kl})
         if self.valid is not None:
-            self.lr_schedule.observe(result.elbo)
+            score = self.objective.score(self.evaluated, self.valid, result)
+            self.lr_schedule.observe(score)
             self.waited += 1
-            if self.best is None or result.elbo > self.best["elbo"]:
-                self.best, self.best_is_new, self.waited = self._best(result.elbo), True, 0
+            if self.best is None or score > self.best["score"]:
+                self.best, self.best_is_new, self.waited = self._best(score), True, 0
         split = "valid" if self.valid is not None else "train"
-        self.reporter.validation(self.step, self.epoch, result, split, self.kl.weight(self.epoch))
+        selection = self.objective.selection
+        beside = {f"valid/{selection}": score} if self.valid is not None and selection != "elbo" else {}
+        self.reporter.validation(self.step, self.epoch, result, split, self.kl.weight(self.epoch), beside)
         self._watch_for_collapse(result)
         nth, count = self.step // every, self.total // every
         if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
             self.reporter.pictures(self.step, self.evaluated, self.watched)
 
-    def _best(self, elbo: float) -> dict[str, Any]:
+    def _best(self, score: float) -> dict[str, Any]:
         weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
-        return {"model": weights, "elbo": elbo, "step": self.step, "epoch": self.epoch}
+        return {"model": weights, "score": score, "step": self.step, "epoch": self.epoch}
 
     def _watch_for_collapse(self, result: metrics.Evaluation) -> None:
         """Warn once, when the KL weight has settled, half the run is over and most units are dead."""
@@ -243,7 +246,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
             "seconds": self.seconds,
-            "best_elbo": None if self.best is None else self.best["elbo"],
+            "best_score": None if self.best is None else self.best["score"],
             "waited": self.waited,
             "warnings": list(self.reporter.warnings),
             "sums": self.sums,
@@ -261,7 +264,7 @@ class Trainer:
         self.lr_schedule.load_state_dict(state["lr_schedule"])
         self.step, self.seconds = state["step"], state["seconds"]
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
-            best = best | {"elbo": -math.inf if state["best_elbo"] is None else state["best_elbo"]}
+            best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]
         self.reporter.warnings += state["warnings"]
         self.sums.copy_(state["sums"])
@@ -294,7 +297,7 @@ class _Interruption:
             signal.signal(signal.SIGINT, self.before)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, key: str = "trainer.device") -> torch.device:
     """Return the device of that name; `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
@@ -305,5 +308,5 @@ def choose_device(name: str) -> torch.device:
         name = next(device for device, present in here.items() if present)
     if not here[name]:
         allowed = ", ".join(["auto", *(device for device, present in here.items() if present)])
-        raise UserError(f"trainer.device={name}: there is none on this machine ({allowed} are allowed)")
+        raise UserError(f"{key}={name}: there is none on this machine ({allowed} are allowed)")
     return torch.device(name, 0) if name == "cuda" else torch.device(name)

@@ -91,6 +91,16 @@ class VAE(nn.Module):
     def products(self, dtype: torch.dtype) -> None:
         self.model.products = dtype
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the model is given labels."""
+        return getattr(self.conditioning, "dim", 0) > 0
+
+    @property
+    def wants_examples(self) -> bool:
+        """Whether a part starts from training examples."""
+        return hasattr(self.prior, "initialize") or getattr(self.model, "bias_from_data", False)
+
     @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None) -> None:
         """Let the parts that want to start from training examples x [N, *shape], y [N] do so."""

@@ -78,6 +78,7 @@ class Dataset:
     test: Examples | None
     levels: int | None  # of the training examples as they are stored
     kind: str  # the transform of a training batch
+    binarized: str | None = None  # how grey values became binary: bernoulli (anew for each batch), static, threshold
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -116,7 +117,8 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
         each and fix(each, once or kind, raw.levels, part.seed + k)
         for k, each in enumerate((splits.valid, splits.test), start=1)
     )
-    return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind)
+    how = kind if kind in ("bernoulli", "static", "threshold") else None
+    return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind, how)
 
 
 def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Examples:

@@ -23,18 +23,26 @@ def codes(vae: VAE, data: Resident) -> NDArray[np.float64]:
     return torch.cat(means).double().numpy()
 
 
-def factors(y: torch.Tensor) -> NDArray[np.int64]:
-    """Return labels [N] or attributes [N, A] as discrete factors [N, A]; continuous ones in bins of equal counts."""
-    values = y.cpu().numpy().reshape(len(y), -1)
-    return np.stack([_discrete(column) for column in values.T], axis=1)
+def factors(y: torch.Tensor, reference: torch.Tensor) -> NDArray[np.int64]:
+    """Return attributes [N, A] as discrete factors [N, A'], by the values that reference labels [M, A] have.
+
+    Whole numbers are factors as they are; other values fall into 20 bins of equal counts in the reference. Factors
+    that do not vary there are left out.
+    """
+    values, known = (t.cpu().numpy().reshape(len(t), -1) for t in (y, reference))
+    columns = [_discrete(a, b) for a, b in zip(values.T, known.T, strict=True) if len(np.unique(b)) > 1]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(values), 0), np.int64)
 
 
-def _discrete(column: NDArray) -> NDArray[np.int64]:
-    unique, index = np.unique(column, return_inverse=True)
+def _discrete(column: NDArray, reference: NDArray) -> NDArray[np.int64]:
+    unique = np.unique(reference)
     if len(unique) <= BINS:
-        return index
-    edges = np.quantile(column, np.linspace(0, 1, BINS + 1)[1:-1])
-    return np.digitize(column, np.unique(edges))
+        edges = (unique[1:] + unique[:-1]) / 2  # the nearest known value
+    elif (reference == np.round(reference)).all():
+        return np.round(column).astype(np.int64)
+    else:
+        edges = np.unique(np.quantile(reference, np.linspace(0, 1, BINS + 1)[1:-1]))
+    return np.digitize(column, edges)
 
 
 def mutual_information_gap(z: NDArray, v: NDArray) -> float:

@@ -77,9 +77,9 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
             part, layers = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     assert sums is not None
-    reconstruction, kl, mean, square, elbo_square = ((value / len(data)).cpu() for value in sums)
+    reconstruction, kl, mean, again, square, elbo_square = ((value / len(data)).cpu() for value in sums)
     correction = len(data) / max(1, len(data) - 1)
-    variance = (square - mean**2) * correction
+    variance = (square - mean * again) * correction
     spread = (elbo_square - (reconstruction - kl.sum()) ** 2).clamp(min=0.0) * correction
     return Evaluation(
         elbo=float(reconstruction - kl.sum()),
@@ -100,13 +100,15 @@ def decodes_at_once(vae: VAE) -> int:
 def _sums(vae: VAE, x: Tensor, y: Tensor | None, samples: int) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
     """Return sums over a batch, and the layers of the KL.
 
-    The sums are, in float64: log p(x|z) [], KL [C], posterior means [D] and their squares [D], squared ELBOs [].
+    The sums are, in float64: log p(x|z) [], KL [C], posterior means [D], twice, and their products [D], squared ELBOs
+    []. Where a mean is Monte Carlo, two independent ones keep its noise out of its variance over examples.
     """
     output = vae(x, y, samples)
     double = exact(x.device)
-    mean, kl = output.posterior.mean.to(double), output.kl.to(double)
+    kl = output.kl.to(double)
+    mean, again = output.posterior.mean.to(double), output.posterior.mean.to(double)  # two estimates where MC
     reconstruction = output.log_likelihood.to(double).mean(0)
-    terms = reconstruction, kl, mean, mean**2, (reconstruction - kl.sum(-1)) ** 2
+    terms = reconstruction, kl, mean, again, mean * again, (reconstruction - kl.sum(-1)) ** 2
     return [term.sum(0) for term in terms], output.layers
 
 

@@ -13,6 +13,7 @@ from vae_cli.metrics.importance import log_likelihood, standard_error
 from vae_cli.vae import VAE, kl_by_layer
 
 LAST = 0.2  # the fraction of the steps that the optimum is averaged over
+FINAL = 50  # times so many draws that its ELBO is computed from
 
 
 def amortisation(
@@ -20,8 +21,9 @@ def amortisation(
 ) -> dict[str, float]:
     """Split log p(x) − ELBO of a (small) set of examples into amortisation and approximation gap, nats.
 
-    The parameters of q(z|x) of each example are optimised by Adam, everything else held: q* is the best member of the
-    posterior's family. amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
+    The parameters of q(z|x) of each example are optimised by Adam, everything else held: q*, their mean over the last
+    steps, is near the best member of the posterior's family, so that amortisation is a lower and approximation an upper
+    bound. amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
     log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples. A posterior of a user's own
     that is no `vae_cli.posterior.Posterior` has its features optimised instead.
     """
@@ -41,7 +43,7 @@ def amortisation(
 
 
 def _optimised_elbo(vae: VAE, x: Tensor, y: Tensor | None, steps: int, draws: int, lr: float) -> Tensor:
-    """Return the ELBO [B] of each example under a q of its own, the mean over the last steps."""
+    """Return the ELBO [B] of each example under a q of its own."""
     with torch.no_grad():
         c = vae.conditioning(y)
         features, prior = vae.features(x, c), vae.prior(c)
@@ -49,17 +51,21 @@ def _optimised_elbo(vae: VAE, x: Tensor, y: Tensor | None, steps: int, draws: in
         start = vae.posterior.head(features) if parametric else features
     build: Any = vae.posterior.distribution if parametric else vae.posterior
     own = start.clone().requires_grad_(True)
-    optimizer, total, counted = torch.optim.Adam([own], lr=lr), torch.zeros(len(x), device=x.device), 0
+    optimizer, total, counted = torch.optim.Adam([own], lr=lr), torch.zeros_like(start), 0
+
+    def elbo_of(parameters: Tensor, draws: int) -> Tensor:
+        posterior = build(parameters)
+        z = posterior.rsample((draws,))
+        kl = torch.cat(kl_by_layer(posterior, prior, z), -1).sum(-1)
+        return (vae._decode(z, c).log_prob(x) - vae.log_volume).mean(0) - kl
+
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1.0 - step / steps)
         with torch.enable_grad():
-            posterior = build(own)
-            z = posterior.rsample((draws,))
-            kl = torch.cat(kl_by_layer(posterior, prior, z), -1).sum(-1)
-            elbo = (vae._decode(z, c).log_prob(x) - vae.log_volume).mean(0) - kl
-            (own.grad,) = torch.autograd.grad(-elbo.sum(), [own])
+            (own.grad,) = torch.autograd.grad(-elbo_of(own, draws).sum(), [own])
         optimizer.step()
         if step >= (1.0 - LAST) * steps:
-            total += elbo.detach()
+            total += own.detach()
             counted += 1
-    return total / counted
+    with torch.no_grad():
+        return torch.stack([elbo_of(total / counted, draws) for _ in range(FINAL)]).mean(0)

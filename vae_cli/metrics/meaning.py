@@ -7,13 +7,21 @@ from typing import Any
 from vae_cli.data import Dataset
 
 
-def measure(dataset: Dataset, likelihood: Any) -> str:
+def measure(dataset: Dataset, likelihood: Any, *, conditional: bool = False) -> str:
     """Say in a few words what log p(x) is of."""
+    return _measure(dataset, likelihood) + (", given labels" if conditional else "")
+
+
+def _measure(dataset: Dataset, likelihood: Any) -> str:
     spec, discrete = dataset.spec, getattr(likelihood, "discrete", False)
     if getattr(likelihood, "support", "real") == "binary" and not spec.binary:
         return "cross-entropy of grey values under Bernoulli, no log-likelihood"
     if discrete:
-        how = {"bernoulli": ", drawn anew in training and once for evaluation (data.seed)"}.get(dataset.kind, "")
+        how = {
+            "bernoulli": ", drawn anew in training and once for evaluation (data.seed)",
+            "static": ", drawn once (data.seed)",
+            "threshold": ", grey levels above one half",
+        }.get(dataset.binarized or "", "")
         return f"log-mass of {'binary values' + how if spec.binary else f'{spec.levels} grey levels'}"
     if spec.dequantized:
         return f"log-density of {spec.dequantized} grey levels dequantised to [0, 1]"

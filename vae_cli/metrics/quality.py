@@ -26,17 +26,19 @@ BATCH = 100
 def quality(vae: VAE, train: Resident, test: Resident, classes: int, *, seed: int = 0) -> dict[str, float]:
     """Return Fréchet distance, precision and recall of draws of p(x) against test examples.
 
-    Beside the distance stands that of as many training examples, what a perfect model would reach. Draws of a
-    conditional model have the labels of the test examples.
+    Beside the distance stands that of as many training examples which the classifier has not seen, what a perfect
+    model would reach. Draws of a conditional model have the labels of the test examples.
     """
     with undisturbed(vae, seed):
-        net, accuracy = classifier(train, test, vae.shape, classes)
-        n = min(MOST, len(test), len(train))
-        real, y = test.batch(slice(0, n))
+        order = torch.randperm(len(train), device=train.device)
+        seen, fresh = order[: len(train) // 2], order[len(train) // 2 :]
+        net, accuracy = classifier(train, seen, test, vae.shape, classes)
+        n = min(MOST, len(test), len(fresh))
+        real, y = test.part(n, seed).batch(slice(0, n))
         drawn = _draws(vae, n, y, mean=False)
         with torch.no_grad():
             a, b = features(net, real), features(net, drawn)
-            c = features(net, train.part(n, seed).batch(slice(0, n))[0])
+            c = features(net, train.batch(fresh[:n])[0])
     precision, recall = precision_recall(a, b)
     return {
         "classifier_frechet": frechet(a, b),
@@ -72,13 +74,15 @@ class Classifier(nn.Module):
         return self.body(x.view(-1, *self.picture))
 
 
-def classifier(train: Resident, test: Resident, shape: tuple[int, ...], classes: int) -> tuple[Classifier, float]:
-    """Train a classifier for a fixed number of steps; return it with its accuracy on the test examples."""
+def classifier(
+    train: Resident, seen: Tensor, test: Resident, shape: tuple[int, ...], classes: int
+) -> tuple[Classifier, float]:
+    """Train a classifier on the seen training examples for a fixed number of steps; return it with its accuracy."""
     x, _ = train.batch(slice(0, 1))
     net = Classifier(shape, classes).to(x.device)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for step in range(STEPS):
-        index = torch.randint(len(train), (BATCH,), device=x.device)
+        index = seen[torch.randint(len(seen), (BATCH,), device=x.device)]
         x, y = train.batch(index)
         assert y is not None
         optimizer.param_groups[0]["lr"] = 2e-3 * (1.0 - step / STEPS)
@@ -125,7 +129,7 @@ def inception_fid(vae: VAE, test: Resident, *, seed: int = 0) -> dict[str, float
 
     with undisturbed(vae, seed):
         n = min(10_000, len(test))
-        real, y = test.batch(slice(0, n))
+        real, y = test.part(n, seed).batch(slice(0, n))
         parts = range(0, n, BATCH)
         drawn = torch.cat(
             [vae.sample(len(real[s : s + BATCH]), None if y is None else y[s : s + BATCH]) for s in parts]

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from vae_cli.distribution import kl_by_dimension
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
-from vae_cli.model.layers import dense
+from vae_cli.model.layers import dense, picture_shape
 from vae_cli.model.mlp import MLP
 
 FLOOR = 1e-3  # smallest scale of a lower layer
@@ -58,7 +58,12 @@ class Ladder(nn.Module):
     ):
         super().__init__()
         if len(hidden) != len(below) + 1:
-            raise UserError(f"model.hidden={list(hidden)}: one width a stochastic layer is allowed ({len(below) + 1})")
+            raise UserError(
+                f"model.hidden={list(hidden)}: as many widths as stochastic layers are allowed, "
+                f"{len(below) + 1} (model.below and the top)"
+            )
+        if channels:
+            picture_shape(shape, "ladder")
         given = {"shape": shape, "condition_dim": condition_dim, "outputs": outputs, "activation": activation}
         kind: Any = Conv if channels else MLP
         stem = {"channels": channels} if channels else {}

@@ -17,11 +17,13 @@ ORDER = (
     "reconstruction",
     "kl",
     "posterior_gap",
+    "effective_samples",
     "mutual_information",
     "marginal_kl",
     "active_units",
     "bits_per_dim",
 )
+NEAR = 0.1  # nats from its bound that a mutual information is marked at
 SPLITS = ("train", "valid", "test")
 
 
@@ -95,12 +97,12 @@ class Terminal:
     def numbers_of(self, summary: dict[str, Any], split: str, title: str) -> None:
         """Print every number of a split, a row each, with its standard error where there is one."""
         table = Table(title=title, title_justify="left")
-        table.add_column("nats for one example", justify="left")
+        table.add_column("nats for one example, counts and shares", justify="left")
         table.add_column(split, justify="right")
         for key, value in summary.items():
             name = key.partition("/")[2]
             if isinstance(value, (int, float)) and not name.endswith("_stderr"):
-                table.add_row(name, _cell(value, summary.get(f"{key}_stderr")))
+                table.add_row(name, _sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
         self.console.print(table)
 
     def table(self, summary: dict[str, float], title: str) -> None:
@@ -113,8 +115,20 @@ class Terminal:
             values = [summary.get(f"{split}/{name}") for split in splits]
             if any(value is not None for value in values):
                 errors = [summary.get(f"{split}/{name}_stderr") for split in splits]
-                table.add_row(name, *(_cell(v, e) for v, e in zip(values, errors, strict=True)))
+                signs = [_sign(summary, split, name) for split in splits]
+                cells = [s + _cell(v, e) for s, v, e in zip(signs, values, errors, strict=True)]
+                k = next((summary[key] for key in summary if key.endswith("/log_likelihood_samples")), None)
+                shown = {"log_likelihood": f"log_likelihood (K = {k})"}.get(name, name)
+                table.add_row(shown, *cells)
         self.console.print(table)
+
+
+def _sign(summary: dict[str, Any], split: str, name: str) -> str:
+    """Mark what the number of examples bounds: mutual information at its limit, and what the KL leaves beside it."""
+    value, limit = (summary.get(f"{split}/mutual_information{end}") for end in ("", "_bound"))
+    if value is None or limit is None or limit - value > NEAR:
+        return ""
+    return {"mutual_information": "≥ ", "marginal_kl": "≤ "}.get(name, "")
 
 
 def _cell(value: float | None, error: float | None) -> str:

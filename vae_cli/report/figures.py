@@ -77,16 +77,21 @@ def _limit_to_the_late(axes: Any, lines: list[dict[str, float]], name: str) -> N
         axes.set_ylim(late[0] - margin, late[-1] + margin)
 
 
-def kl_by_dimension(kl: Tensor, path: Path) -> None:
-    """Draw the KL of each latent dimension, largest first; dead dimensions stand near 0."""
+def kl_by_dimension(kl: Tensor, units: int, path: Path) -> None:
+    """Draw the KL of each latent dimension, largest first; dead dimensions stand near 0.
+
+    Where the dimensions depend on one another there are fewer columns than units, and the title says so.
+    """
     order = kl.argsort(descending=True)
     figure = Figure(figsize=(10.0, 3.0), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(kl)), kl[order].numpy())
     if len(kl) <= 64:
         axes.set_xticks(range(len(kl)), [str(int(k)) for k in order], fontsize=8)
-    axes.set_xlabel("latent dimension")
-    axes.set_title("KL(q ‖ p) of each latent dimension (nats)", fontsize=11, loc="left")
+    split = len(kl) == units
+    axes.set_xlabel("latent dimension" if split else "layer, or dimension where its KL is known")
+    title = "KL(q ‖ p) of each latent dimension" if split else f"KL(q ‖ p), not split by all {units} dimensions"
+    axes.set_title(f"{title} (nats)", fontsize=11, loc="left")
     axes.grid(axis="y", alpha=0.3)
     _save(figure, path)
 

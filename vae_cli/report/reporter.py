@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,10 +65,12 @@ class Reporter:
         self._write(step, epoch, scalars)
         self.terminal.numbers(epoch, scalars)
 
-    def validation(self, step: int, epoch: float, result: Evaluation, split: str, weight: float) -> None:
+    def validation(
+        self, step: int, epoch: float, result: Evaluation, split: str, weight: float, beside: dict[str, float]
+    ) -> None:
         """A validation is done; without validation examples, a look at training examples (`split` says which)."""
         if split == "valid":
-            self._write(step, epoch, result.scalars(split))
+            self._write(step, epoch, result.scalars(split) | beside)
         self.board.histogram(f"{split}/kl_by_dimension", result.kl_by_dimension, step)
         now = time.perf_counter()
         if self.terminal.progress is None and (now - self.spoke > PACE or step == self.total):
@@ -107,7 +110,7 @@ class Reporter:
                     title += f" (the first {len(names)} of {self.spec.classes})"
                 draw("class_samples", x, f"means of p(x|z,c) for draws of z from the prior, {title}", names)
         figures.terms(self.metrics, folder / "elbo.png")
-        figures.kl_by_dimension(result.kl_by_dimension, folder / "kl_by_dimension.png")
+        figures.kl_by_dimension(result.kl_by_dimension, result.units, folder / "kl_by_dimension.png")
 
     def finish(self, summary: dict[str, Any], settings: dict[str, Any], step: int, note: str) -> None:
         """The run is over: summary.json, the HParams tab, the table."""
@@ -115,7 +118,9 @@ class Reporter:
         tested = {key: value for key, value in summary.items() if key.startswith("test/")}
         self.board.scalars(step, tested)
         self.board.settings(settings, tested or ["valid/elbo"])
-        (self.folder / "summary.json").write_text(json.dumps(summary | {"warnings": self.warnings}, indent=2) + "\n")
+        (self.folder / "summary.json").write_text(
+            json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
+        )
         self.terminal.table(summary, note)
 
     def close(self) -> None:
@@ -133,3 +138,8 @@ def _truncate(metrics: Path, step: int) -> None:
     """Drop the lines after a step: the resumed run writes them again."""
     whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
     metrics.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
+def plain(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return numbers as strict JSON has them: null where there is none."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
