@@ -54,8 +54,8 @@ HEAD = """# log p(x) of priors, posteriors and objectives on MNIST
 Written by `python -m benchmarks.likelihood`; its first lines say what was trained. Nats; ± is the standard error over
 the 10,000 test digits, of one training seed each; differences to `standard` are paired, digit by digit. With so many
 importance samples log p(x) is a lower bound, some 0.2 nats from tight for `standard` and more for the runs with few
-effective samples, iwae above all. Weights were chosen by valid/elbo (pythae: by its validation loss). Runs called pythae_… are the
-same networks trained by pythae 0.1.2."""
+effective samples, iwae above all. Weights were chosen by valid/elbo (pythae: by its validation loss). Runs called
+pythae_… are the same networks trained by pythae 0.1.2."""
 
 
 def folder_of(name: str, epochs: int) -> Path:
