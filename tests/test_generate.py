@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
 
 def settings(folder, task, **changes):
     own = yaml.safe_load(Path(CONF, "task", f"{task}.yaml").read_text())
-    raw = {"run": str(folder), "output": None, "device": "cpu", "seed": 0, "trust": False}
+    raw = {"run": str(folder), "output": None, "data": None, "device": "cpu", "seed": 0, "trust": False}
     return validate({**raw, "task": {**own, **changes}})
 
 

@@ -27,19 +27,20 @@ from vae_cli.vae import VAE
 SLACK = 1e-4  # how far beyond the data's range a value may lie
 
 
-def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = False) -> Trained:
+def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = False, data: str | None = None) -> Trained:
     """Return the model of a finished run, in evaluation mode, with the weights that its numbers come from.
 
     Args:
         run: the run folder.
         device: auto (CUDA, then MPS, then the CPU), cpu, cuda or mps.
         trust: whether parts that are not vae_cli's own may be built; their code would run.
+        data: where the run's data are now, if they have moved.
 
     Raises:
         vae_cli.errors.UserError: there is no finished run there, or it names foreign parts.
     """
-    found = parts.restore(Path(run), choose_device(device, "device"), trust=trust)
-    return Trained(found.vae, found.spec, found.config, Path(run))
+    found = parts.restore(Path(run), choose_device(device, "device"), trust=trust, data=data)
+    return Trained(found, Path(run))
 
 
 def load_data(
@@ -56,12 +57,7 @@ def load_data(
     Raises:
         vae_cli.errors.UserError: there is no run there, its data are not what they were, or have no such split.
     """
-    cpu = torch.device("cpu")
-    found = parts.restore(Path(run), cpu, trust=trust, data=data)
-    dataset = parts.data_of(found, Path(run))
-    examples = parts.split_of(dataset, split, cpu, found.config.data.seed)
-    x, y = examples.batch(slice(0, len(examples)))
-    return _unscale(x, dataset.spec), y
+    return load(run, device="cpu", trust=trust, data=data).data(split)
 
 
 class Trained:
@@ -74,8 +70,18 @@ class Trained:
         folder: of the run.
     """
 
-    def __init__(self, vae: VAE, spec: Spec, config: Config, folder: Path):
-        self.vae, self.spec, self.config, self.folder = vae, spec, config, folder
+    def __init__(self, run: parts.Restored, folder: Path):
+        self.run, self.folder = run, folder
+        self.vae: VAE = run.vae
+        self.spec: Spec = run.spec
+        self.config: Config = run.config
+
+    def data(self, split: str = "test") -> tuple[Tensor, Tensor | None]:
+        """Return a split of the run's own data, on the CPU: see `load_data`."""
+        dataset = parts.data_of(self.run, self.folder)
+        examples = parts.split_of(dataset, split, torch.device("cpu"), self.config.data.seed)
+        x, y = examples.batch(slice(0, len(examples)))
+        return _unscale(x, self.spec), y
 
     @property
     def conditional(self) -> bool:

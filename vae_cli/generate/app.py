@@ -65,7 +65,7 @@ def generate(settings: Generate) -> list[Path]:
     from vae_cli.api import load
     from vae_cli.generate import tasks
 
-    model = load(settings.run, device=settings.device, trust=settings.trust)
+    model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data)
     name = settings.task.target.removeprefix(PREFIX)
     torch.manual_seed(settings.seed)
     arguments = _arguments(getattr(tasks, name), settings, model)

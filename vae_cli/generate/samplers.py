@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_cli import checkpoint
-from vae_cli.api import Trained, load_data
+from vae_cli.api import Trained
 
 COMPONENTS = 10
 CODES = 20_000  # training codes at most
@@ -26,7 +26,7 @@ def draw(kind: str, model: Trained, n: int, temperature: float = 1.0) -> Tensor:
 
 def codes(model: Trained) -> Tensor:
     """Return a draw of q(z|x) for each training example, [N, D]."""
-    x, y = load_data(model.folder, "train")
+    x, y = model.data("train")
     x = x[:CODES]
     parts = [slice(start, start + 1000) for start in range(0, len(x), 1000)]
     return torch.cat([model.encode(x[p], None if y is None else y[p]).sample().cpu() for p in parts])

@@ -104,6 +104,7 @@ class Generate(Settings):
     run: str
     task: Task
     output: str | None
+    data: str | None
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed
     trust: bool

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.api import Trained, load_data
+from vae_cli.api import Trained
 from vae_cli.data import files
 from vae_cli.errors import UserError, first_line
 from vae_cli.report.pictures import is_picture
@@ -56,7 +56,7 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
         UserError: they do not fit the model.
     """
     if source is None:
-        return Examples(model, *load_data(model.folder, split))
+        return Examples(model, *model.data(split))
     path = Path(source)
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
         return Examples(model, _pictures(model, path), None)
