@@ -31,7 +31,7 @@ def fraction(share: float, *, _root_: DictConfig) -> float:
 OmegaConf.register_new_resolver("fraction", fraction, replace=True)
 
 
-def guarded(name: str, body: Callable[[], None]) -> None:
+def guarded(name: str, body: Callable[[], object]) -> None:
     """Run a command; print an error as one line and exit with 1, after Ctrl-C with 130."""
     if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,41 @@ def log_likelihood(estimate: Any, path: Path) -> None:
     right.set_title("log p(x) of each example", fontsize=11, loc="left")
     right.grid(alpha=0.3)
     _save(figure, path)
+
+
+def rate_distortion(points: Sequence[tuple[float, float, str]], path: Path) -> Path:
+    """Draw rate (KL) against distortion (−reconstruction), nats, a named point a run, over lines of equal ELBO."""
+    figure = Figure(figsize=(7.0, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for rate, distortion, name in points:
+        axes.plot(rate, distortion, marker="o", color="C0")
+        axes.annotate(name, (rate, distortion), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    low, high = axes.get_xlim()
+    for elbo in {round(-rate - distortion) for rate, distortion, _ in points}:
+        axes.plot([low, high], [-elbo - low, -elbo - high], color="0.8", lw=0.8, zorder=0)
+    axes.set_xlim(low, high)
+    axes.set_xlabel("rate: KL(q ‖ p) (nats)")
+    axes.set_ylabel("distortion: −E log p(x|z) (nats)")
+    axes.set_title("rate and distortion; grey: equal ELBO", fontsize=11, loc="left")
+    _save(figure, path)
+    return path
+
+
+def over_setting(curve: Sequence[tuple[float, Sequence[float]]], setting: str, metric: str, path: Path) -> Path:
+    """Draw a metric over a setting, every seed a point and their mean a line."""
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    ordered = sorted(curve)
+    for value, found in ordered:
+        axes.plot([value] * len(found), found, marker=".", ls="", color="C0", alpha=0.5)
+    values = sorted({value for value, _ in ordered})
+    pooled = [[y for v, found in ordered if v == value for y in found] for value in values]
+    means = [sum(each) / len(each) if each else math.nan for each in pooled]
+    axes.plot(values, means, color="C0", marker="o")
+    if values[0] > 0 and values[-1] / values[0] >= 8:
+        axes.set_xscale("log", base=2)
+    axes.set_xlabel(setting)
+    axes.set_title(f"{metric} (nats)", fontsize=11, loc="left")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+    return path

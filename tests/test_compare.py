@@ -1,0 +1,95 @@
+"""vae-compare: runs side by side, and a refusal where their numbers mean different things."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from vae_cli.compare import compare, find, group, varying
+from vae_cli.errors import UserError
+
+
+def fake(folder, numbers, measure="log-mass of binary values", **settings):
+    """A run folder with no more in it than a comparison reads."""
+    (folder / ".hydra").mkdir(parents=True)
+    raw = {"data": {"_target_": "vae_cli.data.embedded.digits", "seed": 0}, "seed": 1, "model": {"latent_dim": 2}}
+    for key, value in settings.items():
+        part, _, name = key.partition("__")
+        raw = {**raw, part: {**raw.get(part, {}), name: value}} if name else {**raw, part: value}
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(raw))
+    (folder / "summary.json").write_text(json.dumps({"measure": measure, **numbers}))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Three sizes of latent space, two seeds each."""
+    for job, (size, seed) in enumerate((s, k) for s in (2, 8, 32) for k in (1, 2)):
+        elbo = -30.0 + size / 10 + seed / 100
+        numbers = {"test/elbo": elbo, "test/kl": float(size), "test/reconstruction": elbo + size}
+        fake(tmp_path / "sweep" / str(job), numbers, seed=seed, model__latent_dim=size)
+    return tmp_path / "sweep"
+
+
+def test_seeds_are_pooled_and_rows_sorted_best_first(sweep, capsys):
+    rows = compare([str(sweep)])
+    assert [row.settings["model.latent_dim"] for row in rows] == [32, 8, 2]
+    assert [len(row.runs) for row in rows] == [2, 2, 2]
+    assert rows[0].mean("test/elbo") == pytest.approx(-26.785)
+    shown = capsys.readouterr().out
+    assert "-26.785 ± 0.007" in shown
+    assert "latent_dim" in shown
+    lines = list(csv.DictReader((sweep / "comparison.csv").read_text().splitlines()))
+    assert len(lines) == 6
+    assert {line["model.latent_dim"] for line in lines} == {"2", "8", "32"}
+    for name in ("rate_distortion", "test_elbo_by_model_latent_dim"):
+        assert (sweep / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_metric_may_be_chosen(sweep):
+    assert compare([str(sweep)], "test/kl")[0].settings["model.latent_dim"] == 32
+    with pytest.raises(UserError, match=r"--metric=test/elb: no run has it; did you mean test/elbo\?"):
+        compare([str(sweep)], "test/elb")
+
+
+def test_an_evaluation_counts_more_than_the_summary(sweep):
+    (sweep / "0" / "evaluation.json").write_text(json.dumps({"test/elbo": 0.0}))
+    assert compare([str(sweep)])[0].settings["model.latent_dim"] == 2
+
+
+def test_what_cannot_be_compared_is_not_ranked(sweep, tmp_path):
+    grey = fake(tmp_path / "grey", {"test/elbo": 3.0}, measure="log-density of real values")
+    with pytest.raises(
+        UserError, match=r"cannot be compared .log-mass of binary values and log-density of real values"
+    ):
+        compare([str(sweep), str(grey)])
+    other = fake(tmp_path / "other", {"test/elbo": 3.0}, data__seed=7)
+    with pytest.raises(UserError, match=r"cannot be compared .0 and 7"):
+        compare([str(sweep / "0"), str(other)])
+
+
+def test_single_runs_leave_no_files(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compare([str(sweep / "0"), str(sweep / "2")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep"]
+    assert not (sweep / "0" / "comparison.csv").exists()
+
+
+def test_what_varies_is_found(sweep):
+    runs = find(sweep)
+    assert [run.folder.name for run in runs] == list("012345")
+    assert set(varying(runs)) == {"seed", "model.latent_dim"}
+    assert len(group(runs)) == 3
+
+
+def test_errors_are_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "vae_cli.compare", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vae-compare: error: ")
+    assert done.stderr.count("\n") == 1

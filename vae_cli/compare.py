@@ -1,0 +1,231 @@
+"""vae-compare: finished runs side by side, with the settings they differ in. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from vae_cli.command import guarded
+from vae_cli.errors import UserError, suggest
+
+METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
+SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
+SAME = ("_target_", "seed", "binarize", "dequantize", "standardize", "test", "path", "root")  # of data, to be compared
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its settings as {'kl.weight': 1.0, …}, its numbers."""
+
+    folder: Path
+    settings: dict[str, Any]
+    numbers: dict[str, Any]
+
+    @property
+    def measure(self) -> tuple[Any, ...]:
+        """What its numbers are of: runs compare where this is equal."""
+        data = [self.settings.get(f"data.{key}") for key in SAME]
+        return (self.numbers.get("measure"), *map(str, data))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone."""
+
+    settings: dict[str, Any]
+    runs: list[Run]
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric of each run that has it."""
+        found = (run.numbers.get(metric) for run in self.runs)
+        return [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+
+    def mean(self, metric: str) -> float:
+        """Return the mean of a metric over seeds; nan where no run has it."""
+        values = self.values(metric)
+        return mean(values) if values else math.nan
+
+
+def main() -> None:
+    """Run vae-compare; print errors as one line and exit with 1."""
+    parser = argparse.ArgumentParser(prog="vae-compare", description="Compare finished runs, or the jobs of a sweep.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of sweeps")
+    parser.add_argument("--metric", help=f"to sort by, best first; by default the first that every run has: {METRICS}")
+    parser.add_argument("--output", help="folder for comparison.csv and the figures; by default the sweep's, or none")
+    arguments = parser.parse_args()
+    guarded("vae-compare", lambda: compare(arguments.runs, arguments.metric, arguments.output))
+
+
+def compare(paths: Sequence[str], metric: str | None = None, output: str | None = None) -> list[Row]:
+    """Print runs as a table, best first, write comparison.csv and figures, and return the rows.
+
+    Raises:
+        UserError: there are no runs, they lack the metric, or their numbers cannot be compared.
+    """
+    runs = [run for path in paths for run in find(Path(path))]
+    refuse_incomparable(runs)
+    chosen = _metric(runs, metric)
+    rows = sorted(group(runs), key=lambda row: row.mean(chosen), reverse=True)
+    varied = [key for key in varying(runs) if key != SEED]
+    _print(rows, varied, chosen, str(runs[0].numbers.get("measure", "")))
+    folder = Path(output) if output else Path(paths[0]) if not (Path(paths[0]) / "summary.json").is_file() else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (_csv(rows, varied, folder / "comparison.csv"), *_figures(rows, varied, chosen, folder)):
+            print(path)
+    return rows
+
+
+def find(path: Path) -> list[Run]:
+    """Return the run in a folder, or the finished jobs of a sweep.
+
+    Raises:
+        UserError: there are none.
+    """
+    if (path / "summary.json").is_file():
+        return [_read(path)]
+    found = [_read(each.parent) for each in sorted(path.glob("*/summary.json"), key=_by_number)]
+    if not found:
+        raise UserError(f"{path}: no finished run there (no summary.json), and no sweep of such")
+    return found
+
+
+def _by_number(path: Path) -> tuple[bool, int, str]:
+    name = path.parent.name
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+
+
+def _read(folder: Path) -> Run:
+    try:
+        settings = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+        numbers = json.loads((folder / "summary.json").read_text())
+        evaluation = folder / "evaluation.json"
+        numbers |= json.loads(evaluation.read_text()) if evaluation.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{folder}: cannot be read as a run ({error})") from error
+    return Run(folder, flat(settings), numbers)
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """{'kl': {'weight': 1.0}} → {'kl.weight': 1.0}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def varying(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that not all runs have the same value of."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1 and key != "resume"]
+
+
+def group(runs: Sequence[Run]) -> list[Row]:
+    """Return runs in groups that differ in nothing but their seed."""
+    varied = [key for key in varying(runs) if key != SEED]
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(str(run.settings.get(key)) for key in varied), []).append(run)
+    return [Row({key: each[0].settings.get(key) for key in varied}, each) for each in groups.values()]
+
+
+def refuse_incomparable(runs: Sequence[Run]) -> None:
+    """Raise a UserError where runs measure different things."""
+    for run in runs[1:]:
+        if run.measure != runs[0].measure:
+            ours, theirs = ((r.measure[0], *r.measure[1:]) for r in (runs[0], run))
+            differing = next(f"{a} and {b}" for a, b in zip(ours, theirs, strict=True) if a != b)
+            raise UserError(f"{runs[0].folder} and {run.folder}: their numbers cannot be compared ({differing})")
+
+
+def _metric(runs: Sequence[Run], metric: str | None) -> str:
+    if metric is None:
+        common = [name for name in METRICS if all(name in run.numbers for run in runs)]
+        if not common:
+            raise UserError(f"the runs have none of {', '.join(METRICS)} in common; name one by --metric")
+        return common[0]
+    known = {key for run in runs for key, value in run.numbers.items() if isinstance(value, (int, float))}
+    if metric not in known:
+        raise UserError(f"--metric={metric}: no run has it{suggest(metric, known)}")
+    return metric
+
+
+def _print(rows: Sequence[Row], varied: Sequence[str], metric: str, measure: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    split = metric.partition("/")[0]
+    columns = [metric, *(f"{split}/{name}" for name in SHOWN if f"{split}/{name}" != metric)]
+    columns = [name for name in columns if any(row.values(name) for row in rows)]
+    table = Table(title=f"{split}: {measure}; mean ± standard deviation over seeds", title_justify="left")
+    shared = [key for key in varied if all(key in run.settings for row in rows for run in row.runs)]
+    for column in (*map(_short, shared), "seeds"):
+        table.add_column(column, no_wrap=True)
+    for column in columns:
+        table.add_column(column.partition("/")[2], justify="right", no_wrap=True)
+    for row in rows:
+        cells = [_value(row.settings[key]) for key in shared]
+        table.add_row(*cells, str(len(row.runs)), *(_spread(row.values(name)) for name in columns))
+    console = Console()
+    console.width = max(console.width, Console(width=1000).measure(table).maximum)
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def _short(key: str) -> str:
+    return key.removesuffix("._target_")
+
+
+def _value(value: Any) -> str:
+    return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("vae_cli.") else str(value)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _csv(rows: Sequence[Row], varied: Sequence[str], path: Path) -> Path:
+    """Write a line a run: its settings that vary, its numbers, its folder."""
+    runs = [run for row in rows for run in row.runs]
+    numbers = dict.fromkeys(k for run in runs for k, v in run.numbers.items() if isinstance(v, (int, float)))
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*map(_short, varied), SEED, *numbers, "folder"])
+        for run in runs:
+            settings = [_value(run.settings.get(key)) for key in (*varied, SEED)]
+            writer.writerow([*settings, *(run.numbers.get(key, "") for key in numbers), run.folder])
+    return path
+
+
+def _figures(rows: Sequence[Row], varied: Sequence[str], metric: str, folder: Path) -> list[Path]:
+    """Draw rate against distortion, and the metric over every setting that varies and is a number."""
+    from vae_cli.report import figures
+
+    split = metric.partition("/")[0]
+    points = [(row.mean(f"{split}/kl"), -row.mean(f"{split}/reconstruction"), _label(row, varied)) for row in rows]
+    paths = [figures.rate_distortion([p for p in points if math.isfinite(p[0])], folder / "rate_distortion.png")]
+    for key in varied:
+        if all(isinstance(row.settings[key], (int, float)) for row in rows):
+            curve = [(row.settings[key], row.values(metric)) for row in rows]
+            name = f"{metric.replace('/', '_')}_by_{key.replace('.', '_')}.png"
+            paths.append(figures.over_setting(curve, key, metric, folder / name))
+    return paths
+
+
+def _label(row: Row, varied: Sequence[str]) -> str:
+    return ", ".join(f"{_short(key).rpartition('.')[2]}={_value(row.settings[key])}" for key in varied)
+
+
+if __name__ == "__main__":
+    main()
