@@ -49,6 +49,17 @@ def guarded(name: str, body: Callable[[], object]) -> None:
         sys.exit(130)
 
 
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Print an error within a Hydra application as one line and exit with 1: Hydra would put a line before it."""
+    try:
+        yield
+    except ERRORS as error:
+        if DEBUGGING:
+            raise
+        sys.exit(f"{name}: error: {one_line(error)}")
+
+
 def own_folders() -> list[Path]:
     """Return the folders of the person's own parts (--config-dir), and make the modules beside them importable."""
     sources = HydraConfig.get().runtime.config_sources

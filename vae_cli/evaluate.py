@@ -6,7 +6,6 @@ torch is imported only once the settings have been accepted.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
-from vae_cli.errors import CONF, UserError, first_line, one_line
+from vae_cli.command import DEBUGGING, guarded, own_folders, told
+from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
     from vae_cli.data import Dataset, Resident
@@ -40,14 +39,10 @@ def application(composed: DictConfig) -> None:
     """Evaluate what the settings say."""
     from vae_cli.config import validate_evaluate
 
-    try:
+    with told("vae-eval"):
         settings = validate_evaluate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         own_folders()
         evaluate(settings)
-    except ERRORS as error:  # Hydra would put a line of its own before ours
-        if DEBUGGING:
-            raise
-        sys.exit(f"vae-eval: error: {one_line(error)}")
 
 
 def evaluate(settings: Evaluate) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, ERRORS, guarded, new_folder, own_folders
+from vae_cli.command import guarded, new_folder, own_folders, told
 from vae_cli.config import check
-from vae_cli.errors import CONF, UserError, first_line, one_line
+from vae_cli.errors import CONF, UserError, first_line
 from vae_cli.schema import Export
 
 if TYPE_CHECKING:
@@ -34,15 +33,11 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
 def application(composed: DictConfig) -> None:
     """Export what the settings say, and print the paths of what was written."""
-    try:
+    with told("vae-export"):
         settings = check(Export, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), "")
         own_folders()
         for path in export(settings):
             print(os.path.relpath(path))
-    except ERRORS as error:  # Hydra would put a line of its own before ours
-        if DEBUGGING:
-            raise
-        sys.exit(f"vae-export: error: {one_line(error)}")
 
 
 def export(settings: Export) -> list[Path]:

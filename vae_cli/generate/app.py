@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, ERRORS, guarded, new_folder, own_folders
+from vae_cli.command import guarded, new_folder, own_folders, told
 from vae_cli.config import check
-from vae_cli.errors import CONF, UserError, one_line
+from vae_cli.errors import CONF, UserError
 from vae_cli.generate.schema import PREFIX, Generate, task_schema
 
 if TYPE_CHECKING:
@@ -31,15 +30,11 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="generate")
 def application(composed: DictConfig) -> None:
     """Do what the settings say, and print the paths of what was written."""
-    try:
+    with told("vae-generate"):
         settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         own_folders()
         for path in generate(settings):
             print(os.path.relpath(path))
-    except ERRORS as error:  # Hydra would put a line of its own before ours
-        if DEBUGGING:
-            raise
-        sys.exit(f"vae-generate: error: {one_line(error)}")
 
 
 def validate(raw: Any) -> Generate:
