@@ -81,12 +81,12 @@ class Trained:
         dataset = parts.data_of(self.run, self.folder)
         examples = parts.split_of(dataset, split, torch.device("cpu"), self.config.data.seed)
         x, y = examples.batch(slice(0, len(examples)))
-        return _unscale(x, self.spec), y
+        return self.spec.restore(x), y
 
     @property
     def conditional(self) -> bool:
         """Whether the model needs labels."""
-        return getattr(self.vae.conditioning, "dim", 0) > 0
+        return self.vae.conditional
 
     @property
     def middle(self) -> float:
@@ -198,7 +198,7 @@ class Trained:
             raise ValueError(f"x runs from {low:g} to {high:g}; this model knows values in [0, 1]{hint}")
         if self.spec.binary and bool(((given > SLACK) & (given < 1.0 - SLACK)).any()):
             raise ValueError("x holds grey values; this model knows 0 and 1 alone: binarise it")
-        return scale(given, self.spec)
+        return self.spec.standardize(given)
 
     def _y(self, y: Any, n: int) -> Tensor | None:
         """Return labels [n], of one or of each.
@@ -234,19 +234,3 @@ def _mean(prior: Distribution) -> Tensor:
         return prior.mean
     except NotImplementedError:
         return prior.sample((1000,)).mean(0)
-
-
-def scale(x: Tensor, spec: Spec) -> Tensor:
-    """Standardise as training did."""
-    if spec.mean is None or spec.std is None:
-        return x
-    mean, std = (torch.tensor(v, device=x.device).view(spec.shape) for v in (spec.mean, spec.std))
-    return (x - mean) / std
-
-
-def _unscale(x: Tensor, spec: Spec) -> Tensor:
-    """Undo `scale`."""
-    if spec.mean is None or spec.std is None:
-        return x
-    mean, std = (torch.tensor(v, device=x.device).view(spec.shape) for v in (spec.mean, spec.std))
-    return x * std + mean

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vae_cli.command import guarded
+from vae_cli.config import flat
 from vae_cli.errors import UserError, suggest
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
@@ -114,14 +115,6 @@ def _read(folder: Path) -> Run:
     except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
         raise UserError(f"{folder}: cannot be read as a run ({error})") from error
     return Run(folder, flat(settings), numbers)
-
-
-def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """{'kl': {'weight': 1.0}} → {'kl.weight': 1.0}."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def varying(runs: Sequence[Run]) -> list[str]:

@@ -33,6 +33,14 @@ def validate_evaluate(raw: Any) -> Evaluate:
     return check(Evaluate, raw, "")
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'kl': {'weight': 1.0}} → {'kl.weight': 1.0}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def compose(*overrides: str) -> Config:
     """Compose the settings that `vae-train OVERRIDES` would run with, in this process."""
     from hydra import compose as composed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vae_cli.api import Trained, scale
+from vae_cli.api import Trained
 
 
 class Encoder(nn.Module):
@@ -17,7 +17,7 @@ class Encoder(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Encode x [B, *shape]."""
         x, *labels = inputs
-        q = self.vae.encode(scale(x, self.spec), *labels)
+        q = self.vae.encode(self.spec.standardize(x), *labels)
         return q.mean, q.stddev
 
 

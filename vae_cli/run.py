@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vae_cli import checkpoint, metrics
+from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
 from vae_cli.objective import Objective
@@ -50,8 +51,7 @@ def train(
     _probe(vae, objective, dataset, config, device)
     last, best = _states(folder, dataset, device) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
-    conditional = getattr(vae.conditioning, "dim", 0) > 0
-    reporter = Reporter(folder, dataset.spec, conditional=conditional, resumed_at=last["step"] if last else None)
+    reporter = Reporter(folder, dataset.spec, conditional=vae.conditional, resumed_at=last["step"] if last else None)
     try:
         trainer = _trainer(config, vae, objective, dataset, reporter, folder)
         if last is not None:
@@ -211,7 +211,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "steps": trainer.step,
         "evaluated_epoch": round(epoch, 4),
     }
-    reporter.finish(summary, _flat(config.plain), trainer.step, note)
+    reporter.finish(summary, flat(config.plain), trainer.step, note)
     reporter.figures(vae, shown, shown_result)
     return summary
 
@@ -231,11 +231,3 @@ def _beyond(
                 f"bound, tighter by vae-eval run={os.path.relpath(reporter.folder)}"
             )
     return numbers
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'kl': {'weight': 1.0}} → {'kl.weight': 1.0}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -57,6 +57,22 @@ class Spec:
         """Σ log std: what a log-density of standardised values exceeds that of the data's own values by, nats."""
         return sum(math.log(std) for std in self.std or ())
 
+    def standardize(self, x: Tensor) -> Tensor:
+        """Return examples [..., *shape] in their own units as training saw them."""
+        mean, std = self._moments(x)
+        return x if mean is None else (x - mean) / std
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Undo `standardize`."""
+        mean, std = self._moments(x)
+        return x if mean is None else x * std + mean
+
+    def _moments(self, like: Tensor) -> tuple[Any, Any]:
+        if self.mean is None or self.std is None:
+            return None, None
+        mean, std = (torch.tensor(v, device=like.device).view(self.shape) for v in (self.mean, self.std))
+        return mean, std
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -39,7 +39,7 @@ def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> d
             terms = log_q - log_qz, log_qz - prior.log_prob(z)
             sums += torch.stack(terms).cpu().double().mean(1) / draws
     numbers = {"mutual_information": float(sums[0]), "mutual_information_bound": math.log(n)}
-    return numbers if getattr(vae.conditioning, "dim", 0) > 0 else numbers | {"marginal_kl": float(sums[1])}
+    return numbers if vae.conditional else numbers | {"marginal_kl": float(sums[1])}
 
 
 def _log_aggregate(vae: VAE, x: Tensor, y: Tensor | None, posterior: Distribution, z: Tensor) -> Tensor:

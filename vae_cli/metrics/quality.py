@@ -130,10 +130,7 @@ def inception_fid(vae: VAE, test: Resident, *, seed: int = 0) -> dict[str, float
     with undisturbed(vae, seed):
         n = min(10_000, len(test))
         real, y = test.part(n, seed).batch(slice(0, n))
-        parts = range(0, n, BATCH)
-        drawn = torch.cat(
-            [vae.sample(len(real[s : s + BATCH]), None if y is None else y[s : s + BATCH]) for s in parts]
-        )
+        drawn = _draws(vae, n, y, mean=True)
     found = torch_fidelity.calculate_metrics(
         input1=Pictures(drawn), input2=Pictures(real), fid=True, cuda=real.is_cuda, verbose=False
     )

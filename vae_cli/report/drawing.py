@@ -14,7 +14,7 @@ from vae_cli.report import figures, pictures
 
 def grid(spec: Spec, rows: Sequence[Tensor], path: Path, title: str, names: Sequence[str] = ()) -> Path:
     """Write rows of examples [columns, *shape], in the data's own units, as one captioned picture."""
-    x = _square([_standard(spec, row) for row in rows], spec)
+    x = _square([spec.standardize(row) for row in rows], spec)
     sideways = not pictures.is_picture(spec.shape)
     figures.picture(pictures.grid(x, spec), path, title, names, sideways=sideways)
     return path
@@ -29,7 +29,7 @@ def animation_of_rows(spec: Spec, rows: Sequence[Tensor], path: Path, millisecon
     """Write rows of examples [steps, *shape] as an animated GIF: a frame a step, the rows side by side."""
     from PIL import Image
 
-    steps = torch.stack([_standard(spec, row) for row in rows], dim=1)  # [steps, rows, *shape]
+    steps = torch.stack([spec.standardize(row) for row in rows], dim=1)  # [steps, rows, *shape]
     frames = [Image.fromarray(pictures.grid(step.unsqueeze(0), spec).numpy()) for step in steps]
     frames += frames[-2:0:-1]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
@@ -41,11 +41,3 @@ def _square(rows: Sequence[Tensor], spec: Spec) -> Tensor:
     columns = max(len(row) for row in rows)
     full = [torch.cat([r, torch.full((columns - len(r), *r.shape[1:]), spec.low, device=r.device)]) for r in rows]
     return torch.stack(full)
-
-
-def _standard(spec: Spec, x: Tensor) -> Tensor:
-    """Return examples in the units that `spec` speaks of."""
-    if spec.mean is None or spec.std is None:
-        return x
-    mean, std = (torch.tensor(v, device=x.device).view(spec.shape) for v in (spec.mean, spec.std))
-    return (x - mean) / std
