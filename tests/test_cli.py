@@ -222,7 +222,11 @@ def test_tensorboard_serves_the_tags_of_a_run(tmp_path):
     (histograms,) = ask("histograms/tags").values()
     (images,) = ask("images/tags").values()
     assert set(histograms) == {"valid/kl_by_dimension"}
-    assert set(images) == {"reconstructions", "samples"}
+    assert set(images) == {"reconstructions", "samples", "traversals"}
+    (info,) = (ask(f"projector/info?run={run}") for run in ask("projector/runs"))
+    (codes,) = info["embeddings"]
+    assert codes["tensorShape"] == [20, 4]
+    assert {"metadataPath", "sprite"} <= set(codes)
     body = json.dumps({"experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_RUNNING", "STATUS_SUCCESS"],
                        "colParams": [{"metric": {"group": "", "tag": "test/elbo"}}],
                        "startIndex": 0, "sliceSize": 10}).encode()  # fmt: skip

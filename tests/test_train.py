@@ -61,7 +61,7 @@ def test_tensorboard_holds_the_scalars_pictures_histograms_and_settings_in_one_r
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = events.Tags()
     assert set(tags["scalars"]) >= TAGS | {"test/elbo"}
-    assert set(tags["images"]) == {"reconstructions", "samples"}
+    assert set(tags["images"]) == {"reconstructions", "samples", "traversals"}
     assert tags["histograms"] == ["valid/kl_by_dimension"]
     assert "_hparams_/session_start_info" in events.summary_metadata
     assert [event.step for event in events.Scalars("train/elbo")] == [4, 8, 12, 16, 20, 24]
@@ -360,7 +360,7 @@ def test_without_validation_examples_a_run_still_shows_what_it_does(tmp_path, ca
     assert "train ELBO" in capsys.readouterr().out
     tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()
     assert tags["histograms"] == ["train/kl_by_dimension"]
-    assert set(tags["images"]) == {"reconstructions", "samples"}
+    assert set(tags["images"]) == {"reconstructions", "samples", "traversals"}
     assert not (tmp_path / "checkpoints" / "best.pt").exists()
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from vae_cli import checkpoint, metrics
+from vae_cli import checkpoint, diagnosis, metrics
 from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of
 from vae_cli.randomness import seed_everything
-from vae_cli.report import Reporter
+from vae_cli.report import Reporter, page
 from vae_cli.schema import OPTIONS, Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
@@ -211,8 +211,15 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "steps": trainer.step,
         "evaluated_epoch": round(epoch, 4),
     }
-    reporter.finish(summary, flat(config.plain), trainer.step, note)
+    for line in diagnosis.warnings(reporter.history(), trainer.kl.settled):
+        reporter.warn(line)
+    settings = flat(config.plain)
+    reporter.finish(summary, settings, trainer.step, note)
     reporter.figures(vae, shown, shown_result)
+    reporter.codes(trainer.step, vae, shown)
+    title = f"{name_of(config.model)} on {name_of(config.data)}"
+    about = f"{name_of(config.likelihood)}, {config.model.latent_dim} latent dimensions; {shown_split} examples, {note}"
+    reporter.page(vae, shown, shown_result, page.Heading(title, about, shown_split, summary, settings))
     return summary
 
 

@@ -140,6 +140,7 @@ def _train(composed: DictConfig, folder: Path, resume: bool) -> float:
     from vae_cli import run  # brings torch
 
     summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
+    print(f"report: {os.path.relpath(folder / 'report.html')}")
     print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
     return summary.get("valid/elbo", summary["train/elbo"])
 

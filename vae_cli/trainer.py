@@ -209,7 +209,7 @@ class Trainer:
         self._watch_for_collapse(result)
         nth, count = self.step // every, self.total // every
         if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
-            self.reporter.pictures(self.step, self.evaluated, self.watched)
+            self.reporter.pictures(self.step, self.evaluated, self.watched, result.kl_by_dimension)
 
     def _best(self, score: float) -> dict[str, Any]:
         weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,8 @@ class Resident:
         y = self.examples.y
         return self.transform(x), None if y is None else y.index_select(0, index)
 
-    def batches(self, size: int):
-        """Yield every example once in order, the short last batch included."""
-        for start in range(0, len(self), size):
-            yield self.batch(slice(start, start + size))
+    def batches(self, size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield every example (the first `most` of them) once in order, the short last batch included."""
+        end = len(self) if most is None else min(most, len(self))
+        for start in range(0, end, size):
+            yield self.batch(slice(start, min(start + size, end)))

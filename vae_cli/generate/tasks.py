@@ -16,7 +16,7 @@ from vae_cli.api import Trained
 from vae_cli.errors import UserError
 from vae_cli.generate import latent, samplers
 from vae_cli.generate.sources import Examples, read_codes, read_mask
-from vae_cli.report import drawing
+from vae_cli.report import drawing, pictures
 
 COLUMNS = 16
 MANY = 1000  # examples at once
@@ -90,15 +90,12 @@ def traverse(
     """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
     x, y = examples.first(MANY)
     q = model.encode(x, y)
-    spread, order = q.mean.std(0), latent.by_information(model, x, y)[:dimensions]
+    order = latent.by_information(model, x, y)[:dimensions]
     one, label = examples.at([index])
     z = model.encode(one, label).mean
-    offsets = torch.linspace(-range, range, steps, device=z.device)
-    made = []
-    for j in order:
-        moved = z.repeat(steps, 1)
-        moved[:, j] = q.mean[:, j].mean() + offsets * spread[j].clamp(min=0.1)
-        made.append(model.decode(moved, None if label is None else label.expand(steps, *label.shape[1:])).mean)
+    codes = pictures.moved(z[0], q.mean, order, torch.linspace(-range, range, steps, device=z.device))
+    labels = None if label is None else label.expand(steps, *label.shape[1:])
+    made = [model.decode(row, labels).mean for row in codes]
     names = [f"z{int(j)}" for j in order]
     title = f"each dimension moved over ±{range:g} standard deviations of its codes, most informative first"
     return [

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+SPRITE = 2048  # pixels on each side of the Projector's sprite, at most
 
 
 class Board:
@@ -35,6 +40,19 @@ class Board:
     def picture(self, tag: str, image: Tensor, step: int) -> None:
         """Write a picture [H, W, 3], uint8."""
         self.writer.add_image(tag, image, step, dataformats="HWC")
+
+    def codes(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
+        """Write codes [N, D] to the Projector tab, with the names of their labels and pictures [N, 3, H, W] in [0, 1].
+
+        Codes that an earlier process left there are void.
+        """
+        for old in Path(self.writer.log_dir).glob("*/codes"):
+            shutil.rmtree(old.parent)
+        side = max(1, int(SPRITE // math.ceil(math.sqrt(len(codes)))))  # the tab takes sprites of so many pixels
+        if images is not None and images.shape[-1] > side:
+            images = F.interpolate(images, (side, side), mode="area")
+        named = None if labels is None else list(labels)
+        self.writer.add_embedding(codes, named, images, step, tag="codes")
 
     def settings(self, settings: dict[str, Any], results: Iterable[str]) -> None:
         """Write settings to the HParams tab beside the scalars of those names, into this run and no other."""

@@ -107,20 +107,28 @@ class Terminal:
 
     def table(self, summary: dict[str, float], title: str) -> None:
         """Print the results: a row a metric, a column a split."""
-        splits = [split for split in SPLITS if f"{split}/elbo" in summary]
+        splits, rows = results(summary)
         table = Table(title=title, title_justify="left")
         for column in ("nats for one example", *splits):
             table.add_column(column, justify="left" if column not in splits else "right")
-        for name in ORDER:
-            values = [summary.get(f"{split}/{name}") for split in splits]
-            if any(value is not None for value in values):
-                errors = [summary.get(f"{split}/{name}_stderr") for split in splits]
-                signs = [_sign(summary, split, name) for split in splits]
-                cells = [s + _cell(v, e) for s, v, e in zip(signs, values, errors, strict=True)]
-                k = next((summary[key] for key in summary if key.endswith("/log_likelihood_samples")), None)
-                shown = {"log_likelihood": f"log_likelihood (K = {k})"}.get(name, name)
-                table.add_row(shown, *cells)
+        for row in rows:
+            table.add_row(*row)
         self.console.print(table)
+
+
+def results(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the splits of a summary, and its rows: the name of a metric and its value on each split."""
+    splits = [split for split in SPLITS if f"{split}/elbo" in summary]
+    k = next((summary[key] for key in summary if key.endswith("/log_likelihood_samples")), None)
+    rows = []
+    for name in ORDER:
+        values = [summary.get(f"{split}/{name}") for split in splits]
+        if any(value is not None for value in values):
+            errors = [summary.get(f"{split}/{name}_stderr") for split in splits]
+            signs = [_sign(summary, split, name) for split in splits]
+            cells = [s + _cell(v, e) for s, v, e in zip(signs, values, errors, strict=True)]
+            rows.append([f"{name} (K = {k})" if name == "log_likelihood" else name, *cells])
+    return splits, rows
 
 
 def _sign(summary: dict[str, Any], split: str, name: str) -> str:

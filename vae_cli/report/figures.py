@@ -1,13 +1,16 @@
-"""The figures of a finished run, as PNG."""
+"""The figures of a finished run, as PNG files and as SVG that takes the colours of the page it stands on."""
 
 from __future__ import annotations
 
-import json
+import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -19,11 +22,34 @@ TITLES = {
     "kl": "KL(q ‖ p) (nats)",
     "kl_weight": "KL weight",
 }
+LONGEST = 24  # letters of a class name in a legend
+INK = "#010203"  # stands for the page's own text colour while an SVG is drawn
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
+CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+@contextmanager
+def for_a_page(name: str) -> Iterator[None]:
+    """Draw within the block on no ground and in the page's ink; `name` keeps the ids of its figures apart."""
+    style: Any = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
+    with matplotlib.rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": name}):
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as one <svg> element for the inside of a page; drawn within `for_a_page`."""
+    FigureCanvasAgg(figure)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", dpi=110, metadata=NO_METADATA)
+    found = text.getvalue()
+    found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
+    return found.replace(INK, "currentColor")
 
 
 def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = (), *, sideways: bool = False) -> None:
@@ -47,26 +73,39 @@ def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = (), *, 
     _save(figure, path)
 
 
-def terms(metrics: Path, path: Path) -> None:
-    """Draw the ELBO's terms over time from a metrics.jsonl."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+def terms(lines: list[dict[str, float]], path: Path) -> None:
+    """Draw the ELBO's terms over time, from the lines of a metrics.jsonl."""
     figure = Figure(figsize=(11.0, 6.5), layout="constrained")
     for axes, name in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for split, style in (
-            ("train", {"color": "C0", "lw": 1.0}),
-            ("valid", {"color": "C1", "marker": ".", "lw": 1.4}),
-        ):
-            key = f"{split}/{name}"
-            points = [(line["epoch"], line[key]) for line in lines if key in line]
-            if points:
-                few = {"marker": "."} if len(points) < 5 else {}
-                axes.plot(*zip(*points, strict=True), label=split, **style | few)
-        _limit_to_the_late(axes, lines, name)
-        axes.set_title(TITLES[name], fontsize=11, loc="left")
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
+        curve(axes, lines, name)
     figure.axes[0].legend()
     _save(figure, path)
+
+
+def term(lines: list[dict[str, float]], name: str) -> Figure:
+    """Draw one term of the ELBO over time."""
+    figure = Figure(figsize=(5.4, 3.1), layout="constrained")
+    curve(figure.add_subplot(), lines, name)
+    if name == PANELS[0]:
+        figure.axes[0].legend()
+    return figure
+
+
+def curve(axes: Any, lines: list[dict[str, float]], name: str) -> None:
+    """Draw one term of the ELBO over time, of training and validation, onto axes."""
+    for split, style in (
+        ("train", {"color": "C0", "lw": 1.0}),
+        ("valid", {"color": "C1", "marker": ".", "lw": 1.4}),
+    ):
+        key = f"{split}/{name}"
+        points = [(line["epoch"], line[key]) for line in lines if key in line]
+        if points:
+            few = {"marker": "."} if len(points) < 5 else {}
+            axes.plot(*zip(*points, strict=True), label=split, **style | few)
+    _limit_to_the_late(axes, lines, name)
+    axes.set_title(TITLES[name], fontsize=11, loc="left")
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
 
 
 def _limit_to_the_late(axes: Any, lines: list[dict[str, float]], name: str) -> None:
@@ -79,22 +118,49 @@ def _limit_to_the_late(axes: Any, lines: list[dict[str, float]], name: str) -> N
 
 
 def kl_by_dimension(kl: Tensor, units: int, path: Path) -> None:
+    """Write the figure of the KL of each latent dimension."""
+    _save(kl_bars(kl, units, width=10.0), path)
+
+
+def kl_bars(kl: Tensor, units: int, *, width: float) -> Figure:
     """Draw the KL of each latent dimension, largest first; dead dimensions stand near 0.
 
     Where the dimensions depend on one another there are fewer columns than units, and the title says so.
     """
     order = kl.argsort(descending=True)
-    figure = Figure(figsize=(10.0, 3.0), layout="constrained")
+    figure = Figure(figsize=(width, 3.1), layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(kl)), kl[order].numpy())
-    if len(kl) <= 64:
+    if len(kl) <= 6.4 * width:
         axes.set_xticks(range(len(kl)), [str(int(k)) for k in order], fontsize=8)
     split = len(kl) == units
     axes.set_xlabel("latent dimension" if split else "layer, or dimension where its KL is known")
     title = "KL(q ‖ p) of each latent dimension" if split else f"KL(q ‖ p), not split by all {units} dimensions"
     axes.set_title(f"{title} (nats)", fontsize=11, loc="left")
     axes.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    return figure
+
+
+def scatter(points: Tensor, labels: Tensor | None, names: Sequence[str], axes_names: tuple[str, str]) -> Figure:
+    """Draw points [N, 2], coloured by labels [N] of those names where there are any."""
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    colors = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
+    for k in range(len(names)) if labels is not None else ():
+        x, y = points[labels == k].T
+        axes.scatter(x, y, s=4, color=colors(k % colors.N), label=_short(names[k]), rasterized=True)
+    if labels is None:
+        axes.scatter(points[:, 0], points[:, 1], s=4, color="C0", rasterized=True)
+    elif len(names) <= 20:
+        axes.legend(markerscale=3, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.set_xlabel(axes_names[0])
+    axes.set_ylabel(axes_names[1])
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def log_likelihood(estimate: Any, path: Path) -> None:

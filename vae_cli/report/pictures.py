@@ -25,8 +25,7 @@ def grid(x: Tensor, spec: Spec) -> Tensor:
     side. Values are scaled from the data's own range; small pictures are magnified.
     """
     rows, columns = x.shape[:2]
-    low, high = spec.low, spec.high if spec.high > spec.low else spec.low + 1.0
-    x = ((x.float().cpu() - low) / (high - low)).clamp(0.0, 1.0)
+    x = _unit(x, spec)
     if not is_picture(spec.shape):
         x = x.reshape(rows, columns, -1)
         x = x[..., :: -(-x.shape[-1] // STRIPE)]
@@ -35,6 +34,20 @@ def grid(x: Tensor, spec: Spec) -> Tensor:
     x = x.reshape(rows, columns, -1, *spec.shape[-2:])
     x = _magnify(F.pad(x, (0, GAP, 0, GAP), value=0.5), max(1, 56 // max(spec.shape[-2:])))
     return _bytes(x)
+
+
+def sprites(x: Tensor, spec: Spec) -> Tensor | None:
+    """Return square pictures [N, 3, H, H] in [0, 1] of examples [N, *shape], or None where they are no pictures."""
+    if not is_picture(spec.shape):
+        return None
+    x = _unit(x, spec).reshape(len(x), -1, *spec.shape[-2:]).expand(-1, 3, -1, -1)
+    side = max(x.shape[-2:])
+    return F.pad(x, (0, side - x.shape[-1], 0, side - x.shape[-2]))
+
+
+def _unit(x: Tensor, spec: Spec) -> Tensor:
+    low, high = spec.low, spec.high if spec.high > spec.low else spec.low + 1.0
+    return ((x.float().cpu() - low) / (high - low)).clamp(0.0, 1.0)
 
 
 def _magnify(x: Tensor, factor: int) -> Tensor:
@@ -61,6 +74,50 @@ def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tenso
     if y is not None:
         y = y[torch.arange(n, device=y.device) % min(n, len(y))]
     return vae.sample(n, y).view(rows, columns, *vae.shape)
+
+
+def moved(z: Tensor, means: Tensor, dimensions: Tensor, offsets: Tensor) -> Tensor:
+    """Return codes [K, S, D]: z [D] with each of K dimensions at S offsets, in standard deviations of means [N, D]."""
+    codes = z.repeat(len(dimensions), len(offsets), 1)
+    for row, j in zip(codes, dimensions.tolist(), strict=True):
+        row[:, j] = means[:, j].mean() + offsets * means[:, j].std().clamp(min=0.1)
+    return codes
+
+
+@torch.no_grad()
+def traversals(vae: VAE, data: Resident, kl: Tensor, n: int = 500, most: int = 10, steps: int = 12) -> Tensor:
+    """Return the first example with one dimension of its code moved at a time: [dimensions, steps, *shape].
+
+    Rows stand in the order of `kl` [D], the most informative first; where the KL is not known by dimension, in that of
+    the variance of the codes.
+    """
+    x, y = data.batch(slice(0, n))
+    means = vae.encode(x, y).mean
+    weight = kl if len(kl) == means.shape[1] else means.var(0)
+    order = weight.argsort(descending=True)[:most].to(means.device)
+    codes = moved(means[0], means, order, torch.linspace(-2.5, 2.5, steps, device=means.device))
+    label = None if y is None else y[:1].expand(codes.shape[0] * steps, *y.shape[1:])
+    return vae.decode(codes.flatten(0, 1), label).mean.view(*codes.shape[:2], *vae.shape)
+
+
+@torch.no_grad()
+def codes(vae: VAE, data: Resident, n: int = 2000) -> tuple[Tensor, Tensor | None]:
+    """Return the means of q(z|x) [n, D] of the first n examples and their labels, on the CPU."""
+    means, labels = zip(*((vae.encode(*batch).mean.cpu(), batch[1]) for batch in data.batches(500, n)), strict=True)
+    return torch.cat(means), None if labels[0] is None else torch.cat(labels).cpu()
+
+
+def plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
+    """Return codes [N, D] in two dimensions [N, 2], and the names of the two: z itself, or its principal components."""
+    if codes.shape[1] == 2:
+        return codes, ("z0", "z1")
+    centred = codes - codes.mean(0)
+    if codes.shape[1] == 1:
+        return torch.cat([codes, torch.zeros_like(codes)], 1), ("z0", "")
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    shares = s.square() / s.square().sum().clamp(min=1e-12)
+    first, second = (f"principal component {k + 1} ({shares[k]:.0%} of the variance)" for k in range(2))
+    return u[:, :2] * s[:2], (first, second)
 
 
 @torch.no_grad()

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from vae_cli.data import Resident, Spec
 from vae_cli.metrics import Evaluation, undisturbed
-from vae_cli.report import pictures
+from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
 from vae_cli.report.console import Terminal
 from vae_cli.vae import VAE
 
+PROJECTED = 1000  # codes at most in the Projector tab
 PACE = 1.0  # seconds between plain lines at least, where there is no terminal
 
 
@@ -82,11 +83,22 @@ class Reporter:
                 f"KL weight {weight:g}, {left:.0f} s left"
             )
 
-    def pictures(self, step: int, vae: VAE, data: Resident) -> None:
-        """Reconstructions and samples on their way."""
+    def pictures(self, step: int, vae: VAE, data: Resident, kl: Tensor) -> None:
+        """Reconstructions, samples and traversals on their way; `kl` [D] orders the traversals."""
         with undisturbed(vae):
-            self.board.picture("reconstructions", pictures.grid(pictures.reconstructions(vae, data), self.spec), step)
-            self.board.picture("samples", pictures.grid(pictures.samples(vae, data), self.spec), step)
+            for tag, x in (
+                ("reconstructions", pictures.reconstructions(vae, data)),
+                ("samples", pictures.samples(vae, data)),
+                ("traversals", pictures.traversals(vae, data, kl)),
+            ):
+                self.board.picture(tag, pictures.grid(x, self.spec), step)
+
+    def codes(self, step: int, vae: VAE, data: Resident) -> None:
+        """The codes of a finished run, for TensorBoard's Projector tab."""
+        with undisturbed(vae):
+            codes, labels = pictures.codes(vae, data, PROJECTED)
+        x, _ = data.batch(slice(0, len(codes)))
+        self.board.codes(codes, page.label_names(labels, self.spec), pictures.sprites(x, self.spec), step)
 
     def figures(self, vae: VAE, data: Resident, result: Evaluation) -> None:
         """Draw the figures of a finished run."""
@@ -109,8 +121,18 @@ class Reporter:
                 if len(names) < (self.spec.classes or 0):
                     title += f" (the first {len(names)} of {self.spec.classes})"
                 draw("class_samples", x, f"means of p(x|z,c) for draws of z from the prior, {title}", names)
-        figures.terms(self.metrics, folder / "elbo.png")
+        figures.terms(self.history(), folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, result.units, folder / "kl_by_dimension.png")
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the lines of metrics.jsonl."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+    def page(self, vae: VAE, data: Resident, result: Evaluation, heading: page.Heading) -> None:
+        """Write report.html: the finished run at a glance."""
+        with undisturbed(vae):
+            sections = page.drawn(vae, data, result, self.spec, self.history())
+        page.write(self.folder, heading, self.warnings, sections)
 
     def finish(self, summary: dict[str, Any], settings: dict[str, Any], step: int, note: str) -> None:
         """The run is over: summary.json, the HParams tab, the table."""

@@ -1,0 +1,169 @@
+"""report.html and TensorBoard: what a person sees of a finished run."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import html5lib
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY, train
+from vae_cli import diagnosis
+from vae_cli.data import Spec
+from vae_cli.report import page, pictures
+
+EVIL = "<script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>"
+CALLS_HOME = ("google", "gvt1.com")  # what the browser asks for itself, whatever it shows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    summary = train(folder, "trainer.epochs=30", "trainer.log_likelihood_samples=20")
+    return folder, summary
+
+
+def line(epoch, value):
+    return {"epoch": epoch, "valid/elbo": value}
+
+
+def test_a_curve_that_falls_is_called_overfitting_and_one_that_rises_not_converged():
+    def found(values, settled=0.0):
+        return [each.partition(":")[0] for each in diagnosis.warnings([*map(line, range(40), values)], settled)]
+
+    level = [-100 - 50 * math.exp(-k) for k in range(40)]
+    rising = [-150 + k for k in range(40)]
+    falling = [-150 + min(k, 10) * 5 - max(0, k - 10) * 0.3 for k in range(40)]
+    noisy = [value + (0.4 if k % 2 else -0.4) for k, value in enumerate(level)]
+    assert found(level) == found(noisy) == []
+    assert found(rising) == ["not converged"]
+    assert found(falling) == ["overfitting"]
+    assert found(rising, settled=35.0) == []  # too few validations since the KL weight settled
+    assert diagnosis.warnings([], 0.0) == []
+
+
+def test_an_overfitting_run_says_so(tmp_path):
+    small = ("data.limit=60", "data.binarize=threshold", "trainer.epochs=400", "trainer.batch_size=60")
+    summary = train(tmp_path / "run", *small, "optimizer.lr=0.003", "trainer.log_likelihood_samples=0")
+    assert summary["evaluated_epoch"] < 300
+    warnings = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
+    assert any(each.startswith("overfitting: valid/elbo was best at epoch") for each in warnings)
+    assert "overfitting: valid/elbo was best" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_page_is_valid_and_holds_what_the_run_found(run):
+    folder, summary = run
+    text = (folder / "report.html").read_text()
+    parser = html5lib.HTMLParser(strict=True)
+    parser.parse(text)
+    assert not parser.errors
+    for name in ("test/elbo", "test/log_likelihood", "test/kl"):
+        assert f"<b>{summary[name]:.2f}</b>" in text
+    assert "not converged" in text or '<p class="soft">None:' in text
+    assert text.count("<svg") == 6
+    assert text.count("data:image/png;base64,") >= 3
+    assert "<td><code>model.latent_dim</code></td><td><code>20</code></td>" in text
+    addresses = re.findall(r"(?:src|href)=\"([^\"]{0,40})", text)
+    assert all(each.startswith(("data:", "#")) for each in addresses), addresses
+
+
+def test_what_a_run_holds_stands_on_the_page_as_text(run, tmp_path):
+    _, summary = run
+    drawn = page.Drawn(curves=[], pictures=[(EVIL, "data:,")], kl="", latent="", latent_note=EVIL)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(json.dumps([EVIL]))
+    heading = page.Heading(EVIL, EVIL, "test", summary | {"measure": EVIL}, {EVIL: EVIL})
+    text = page.write(tmp_path, heading, [EVIL], drawn).read_text()
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert text.count("&lt;script") >= 8
+
+
+def test_class_names_stand_in_the_latent_figure_as_text():
+    from vae_cli.report import figures
+
+    with figures.for_a_page("x"):
+        text = figures.svg(figures.scatter(torch.randn(9, 2), torch.zeros(9, dtype=torch.long), [EVIL], ("a", "b")))
+    assert "<script" not in text
+    assert "&lt;script" in text
+    assert figures.INK not in text
+    assert "currentColor" in text
+
+
+@pytest.mark.parametrize("extra", [
+    ["model=ladder", "model.below=[2]"], ["data.shape=[7]", "likelihood=gaussian"],
+    ["conditional=label", "model.latent_dim=1"], ["prior=flow", "posterior=flow"],
+])  # fmt: skip
+def test_any_run_has_a_page(tmp_path, extra):
+    train(tmp_path, *TINY, *extra)
+    text = (tmp_path / "report.html").read_text()
+    html5lib.HTMLParser(strict=True).parse(text)
+    assert text.count("<svg") == 6
+
+
+def test_two_dimensions_of_codes_are_those_of_largest_variance():
+    torch.manual_seed(0)
+    z = torch.randn(500, 5) * torch.tensor([0.1, 3.0, 0.1, 2.0, 0.1])
+    points, names = pictures.plane(z)
+    assert points.var(0).tolist() == pytest.approx([z[:, 1].var().item(), z[:, 3].var().item()], rel=0.02)
+    share = z[:, 1].var() / z.var(0).sum()
+    assert f"({share:.0%} of" in names[0]
+    assert torch.equal(pictures.plane(z[:, :2])[0], z[:, :2])
+
+
+def test_sprites_are_square_and_within_the_unit_range():
+    spec = Spec((3, 4, 6), None, -1.0, 1.0)
+    found = pictures.sprites(torch.rand(5, 3, 4, 6) * 2 - 1, spec)
+    assert found.shape == (5, 3, 6, 6)
+    assert 0.0 <= found.min() <= found.max() <= 1.0
+    assert pictures.sprites(torch.rand(5, 7), Spec((7,), None, 0.0, 1.0)) is None
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """A proxy that lets nothing through and remembers what was asked of it."""
+
+    asked: list[str]
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        self.send_error(404)
+
+    do_CONNECT = do_POST = do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(("name", "size", "flags"), [
+    ("desktop", (1280, 900), []), ("phone", (390, 844), []), ("dark", (1280, 900), ["--force-dark-mode"]),
+])  # fmt: skip
+def test_a_browser_shows_the_page_without_network(run, tmp_path, name, size, flags):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    Recorder.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    shot = tmp_path / f"{name}.png"
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/u",
+         f"--proxy-server=127.0.0.1:{server.server_port}", "--proxy-bypass-list=<-loopback>",
+         "--disable-background-networking", "--disable-component-update", "--no-first-run", *flags,
+         f"--window-size={size[0]},{size[1]}", f"--screenshot={shot}", f"file://{run[0]}/report.html"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert [each for each in Recorder.asked if not any(own in each for own in CALLS_HOME)] == []
+    image = Image.open(shot).convert("L")
+    assert image.size == size
+    corner, spread = image.getpixel((2, 2)), image.getextrema()
+    assert (corner < 60) if name == "dark" else (corner > 200)
+    assert spread[1] - spread[0] > 150

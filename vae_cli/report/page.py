@@ -1,0 +1,129 @@
+"""report.html: a finished run at a glance, on one self-contained page without scripts and without network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_cli.data import Resident, Spec
+from vae_cli.metrics import Evaluation
+from vae_cli.report import pictures
+from vae_cli.report.console import results
+from vae_cli.vae import VAE
+
+COLUMNS = 10  # pictures beside one another: as many as a phone shows
+TILES = (
+    ("log_likelihood", "log p(x), nats"),
+    ("elbo", "ELBO, nats"),
+    ("reconstruction", "reconstruction, nats"),
+    ("kl", "KL, nats"),
+    ("active_units", "active units"),
+    ("bits_per_dim", "bits/dim"),
+)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a page says in words and numbers.
+
+    `split` is the one that its pictures and its largest numbers are of; `settings` are {'kl.weight': 1.0, …}.
+    """
+
+    title: str
+    about: str
+    split: str
+    summary: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a page shows: SVG elements, and captioned pictures as data URIs."""
+
+    curves: Sequence[str]
+    pictures: Sequence[tuple[str, str]]
+    kl: str
+    latent: str
+    latent_note: str
+
+
+def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[dict[str, float]]) -> Drawn:
+    """Draw everything that a page shows of a model; `lines` are those of metrics.jsonl."""
+    from vae_cli.report import figures
+
+    shown = (
+        ("data above the means of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
+        ("means of p(x|z) for draws of z from the prior", pictures.samples(vae, data, 5, COLUMNS)),
+        ("one latent dimension moved at a time, the most informative first",
+         pictures.traversals(vae, data, result.kl_by_dimension, most=6, steps=COLUMNS)),
+    )  # fmt: skip
+    codes, labels = pictures.codes(vae, data)
+    points, axes_names = pictures.plane(codes)
+    classes = labels if spec.classes else None
+    with figures.for_a_page("terms"):
+        curves = [figures.svg(figures.term(lines, name)) for name in figures.PANELS]
+    with figures.for_a_page("kl"):
+        kl = figures.svg(figures.kl_bars(result.kl_by_dimension, result.units, width=5.4))
+    with figures.for_a_page("latent"):
+        latent = figures.svg(figures.scatter(points, classes, spec.names or (), axes_names))
+    return Drawn(
+        curves=curves,
+        pictures=[(caption, _uri(pictures.grid(x, spec))) for caption, x in shown],
+        kl=kl,
+        latent=latent,
+        latent_note=f"E[z|x] of {len(codes):,} examples" + (", coloured by class" if classes is not None else ""),
+    )
+
+
+def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Drawn) -> Path:
+    """Write report.html into a run folder; whatever text the run holds stands on the page as text."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    splits, rows = results(heading.summary)
+    shown = ((label, heading.summary.get(f"{heading.split}/{name}")) for name, label in TILES)
+    tiles = [
+        (label, f"{value:.2f}" if isinstance(value, float) else value) for label, value in shown if value is not None
+    ]
+    content = template.render(
+        heading=heading, run=folder.name, command=_command(folder), tiles=tiles, splits=splits, rows=rows,
+        warnings=warnings, sections=sections,
+    )  # fmt: skip
+    path = folder / "report.html"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def label_names(labels: Tensor | None, spec: Spec) -> list[str] | None:
+    """Return the names of labels [N] or [N, A], or None where there are none."""
+    if labels is None:
+        return None
+    if spec.names:
+        return [spec.names[k] for k in labels.tolist()]
+    return [" ".join(f"{value:g}" for value in row) for row in labels.tolist()]
+
+
+def _uri(image: Tensor) -> str:
+    """Return a picture [H, W, 3], uint8, as a data URI."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image.to(torch.uint8).numpy()).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _command(folder: Path) -> str:
+    """Return the command line that began the run, where it was kept."""
+    import yaml
+
+    typed = folder / ".hydra" / "overrides.yaml"
+    found = yaml.safe_load(typed.read_text()) if typed.is_file() else None
+    return " ".join(["vae-train", *map(str, found)]) if isinstance(found, list) else ""
