@@ -178,8 +178,27 @@ def test_a_part_from_nowhere_is_refused_in_one_line(tmp_path):
     )
 
 
+NOTEBOOK = """
+import numpy as np, torch
+import vae_cli
+
+assert "site" in vae_cli.__file__
+vae = vae_cli.load(RUN, device="cpu")
+x, y = vae_cli.load_data(RUN, "test")
+q = vae.encode(x, y)
+assert isinstance(q, torch.distributions.Distribution)
+assert q.batch_shape == (len(x),) and q.event_shape == (vae.latent_dim,)
+p = vae.decode(q.mean, y)
+assert p.batch_shape == (len(x),) and p.event_shape == x.shape[1:]
+assert vae.sample(16, y=3).shape == (16, *x.shape[1:])
+elbo, bound = vae.elbo(x.numpy(), y, samples=50), vae.log_likelihood(np.asarray(x), y, samples=50)
+assert elbo.shape == bound.shape == (len(x),)
+assert bound.mean() > elbo.mean()
+"""
+
+
 def test_the_wheel_works_in_an_empty_folder(tmp_path):
-    """Built without a network, unpacked beside nothing else of the repository."""
+    """Built without a network, unpacked beside nothing else of the repository: the command, then a notebook's cells."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist")]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -195,7 +214,15 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "empty" / "outputs").rglob("summary.json"))
+    (summary,) = (tmp_path / "empty" / "outputs").rglob("summary.json")
+    done = subprocess.run(
+        [sys.executable, "-c", f"RUN = {str(summary.parent)!r}\n{NOTEBOOK}"],
+        cwd=tmp_path / "empty",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_completion_offers_groups_and_options():

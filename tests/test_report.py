@@ -46,6 +46,8 @@ def test_a_curve_that_falls_is_called_overfitting_and_one_that_rises_not_converg
     assert found(falling) == ["overfitting"]
     assert found(rising, settled=35.0) == []  # too few validations since the KL weight settled
     assert diagnosis.warnings([], 0.0) == []
+    lines = [line(k, v) | {"train/elbo": -k} for k, v in enumerate(falling)]
+    assert diagnosis.warnings(lines, 0.0) == []  # training falls too: this is no overfitting
 
 
 def test_an_overfitting_run_says_so(tmp_path):

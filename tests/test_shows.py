@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 from tests.conftest import configure, train
 from vae_cli import checkpoint, metrics, parts
+from vae_cli.data import Resident
+from vae_cli.data.examples import Examples
 
 CPU = torch.device("cpu")
 
@@ -108,6 +112,24 @@ def test_mlp_on_mnist(tmp_path, mnist_root):
     summary = train(tmp_path, "data=mnist", f"data.root={mnist_root}", "trainer.epochs=60")
     assert summary["test/elbo"] >= -105.5
     assert summary["test/active_units"] >= 15
+
+
+def test_anomalies_among_real_digits_are_told(tmp_path, mnist_root):
+    """Digits against the same digits with their pixels shuffled, and against another data set's pictures."""
+    settings = ("data=mnist", f"data.root={mnist_root}", "trainer.epochs=8", "trainer.log_likelihood_samples=0")
+    train(tmp_path, *settings)
+    vae, dataset = trained(tmp_path, *settings)
+    x, _ = dataset.resident("test", CPU).batch(slice(0, 500))
+    pixels = torch.rand(len(x), 28 * 28, generator=torch.Generator().manual_seed(0)).argsort(1)
+    shuffled = x.flatten(1).gather(1, pixels).view_as(x)
+    small = torch.tensor(load_digits().images[:500], dtype=torch.float32) / 16  # other digits: 8×8, from other hands
+    foreign = (nn.functional.interpolate(small[:, None], (28, 28), mode="bilinear")[:, 0] > 0.5).float()
+    inverted = 1.0 - x
+    scores = [metrics.log_likelihood(vae, Resident(Examples(each), lambda x: x, CPU), samples=16).log_likelihood
+              for each in (x, shuffled, foreign, inverted)]  # fmt: skip
+    for odd in scores[1:]:
+        truth = [0] * len(x) + [1] * len(odd)
+        assert roc_auc_score(truth, -torch.cat([scores[0], odd])) > 0.95
 
 
 @pytest.mark.slow
