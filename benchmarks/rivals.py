@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+
 import torch
-from pythae.data.datasets import DatasetOutput
+from pythae.data.datasets import BaseDataset, DatasetOutput
 from pythae.models import IWAE, VAE, VAMP, IWAEConfig, VAEConfig, VAMPConfig
 from pythae.models.base.base_utils import ModelOutput
 from pythae.models.nn import BaseDecoder, BaseEncoder
@@ -93,3 +101,30 @@ def train(
         return None
     with torch.no_grad():
         return best.pseudo_inputs(best.idle_input).view(-1, *shape)
+
+
+def rate(vae: nn.Module, x: Tensor, batch: int, device: torch.device) -> float:
+    """Return the examples/s of pythae's BaseTrainer over one epoch of grey levels x [N, *shape], after a short one."""
+    data = BaseDataset(x.cpu().float() / 255.0, torch.zeros(len(x)))
+    config = VAEConfig(input_dim=tuple(x.shape[1:]), latent_dim=20, reconstruction_loss="bce")
+    model = VAE(config, encoder=Encoder(vae.model, vae.posterior), decoder=Decoder(vae.model))
+    for part in (BaseDataset(data.data[: 20 * batch], data.labels[: 20 * batch]), data):
+        with tempfile.TemporaryDirectory() as folder, silent():
+            settings = {"output_dir": folder, "num_epochs": 1, "learning_rate": 1e-3, "no_cuda": device.type == "cpu"}
+            trainer = Trainer(model, part, None, BaseTrainerConfig(per_device_train_batch_size=batch, **settings))
+            started = time.perf_counter()
+            trainer.train()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+    return len(x) / seconds
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep pythae's lines and bars off the terminal."""
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)

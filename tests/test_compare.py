@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -93,3 +94,12 @@ def test_errors_are_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("vae-compare: error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_equal_settings_are_one_row_and_a_run_counts_once(sweep):
+    runs = find(sweep)
+    whole = replace(runs[0], settings=runs[0].settings | {"kl.weight": 1})
+    broken = replace(runs[1], settings=runs[1].settings | {"kl.weight": 1.0})
+    assert "kl.weight" not in varying([whole, broken])
+    rows = compare([str(sweep), str(sweep / runs[0].folder.name)])
+    assert sum(len(row.runs) for row in rows) == len(runs)

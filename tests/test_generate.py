@@ -1,6 +1,7 @@
 """vae-generate and the Python interface: each task means what it says."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,51 @@ def test_settings_are_checked():
     assert check(TASKS["sample"], yaml.safe_load(Path(CONF, "task", "sample.yaml").read_text()), "task.").n == 64
     with pytest.raises(UserError, match="no such task"):
         validate({"task": {"_target_": "os.system"}})
+
+
+def test_labels_of_a_persons_file_are_the_runs_own_classes(folders, tmp_path):
+    """A file that holds some of the classes only, under their names."""
+    x, y = vae_cli.load_data(folders["labels"], "test")
+    chosen = y >= 7
+    np.savez(tmp_path / "some.npz", x=x[chosen].numpy(), y=y[chosen].numpy())
+    np.testing.assert_array_equal(made(folders["labels"], "encode", source=str(tmp_path / "some.npz"))["y"], y[chosen])
+    np.savez(tmp_path / "other.npz", x=x[:2].numpy(), y=np.array(["7", "cat"]))
+    with pytest.raises(UserError, match=r"other\.npz: the run knows no class cat; 0, 1, 2, "):
+        made(folders["labels"], "encode", source=str(tmp_path / "other.npz"))
+    z = vae_cli.load(folders["labels"], device="cpu").encode(x[:2], y[:2]).mean
+    np.savez(tmp_path / "codes.npz", z=z.numpy(), y=np.array(["3", "1"]))
+    as_text = made(folders["labels"], "decode", codes=str(tmp_path / "codes.npz"))["x"]
+    np.savez(tmp_path / "codes.npz", z=z.numpy(), y=np.array([3, 1]))
+    np.testing.assert_array_equal(as_text, made(folders["labels"], "decode", codes=str(tmp_path / "codes.npz"))["x"])
+
+
+def test_a_gaussian_on_grey_levels_imputes(tmp_path):
+    folder = finished(tmp_path / "grey", "likelihood=gaussian", "trainer.steps=20")
+    assert np.isfinite(made(folder, "impute", mask="left", n=4, steps=2)["imputed"]).all()
+
+
+def test_a_sampler_is_fitted_anew_when_the_run_has_gone_on_and_seeds_reproduce(folders, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(folders["table"], folder)
+    first = made(folder, "sample", sampler="gaussian_mixture", n=5)["z"]
+    np.testing.assert_array_equal(first, made(folder, "sample", sampler="gaussian_mixture", n=5)["z"])
+    cold = made(folder, "sample", sampler="gaussian_mixture", n=1, temperature=1e-3)["z"]
+    assert np.abs(cold - made(folder, "sample", sampler="gaussian_mixture", n=1)["z"]).max() > 1e-2
+    kept = list((folder / "generated" / "samplers").iterdir())
+    step = vae_cli.load(folder, device="cpu").run.step
+    assert [path.name for path in kept] == [f"gaussian_mixture-{step}.npz"]
+
+
+def test_labels_that_do_not_fit_are_told(folders):
+    model = vae_cli.load(folders["labels"], device="cpu")
+    x, y = vae_cli.load_data(folders["labels"], "test")
+    for wrong in (3.7, torch.zeros(4, 1), torch.eye(10)[:4], 10):
+        with pytest.raises(ValueError, match="one class, or 4, from 0 to 9 are allowed"):
+            model.encode(x[:4], wrong)
+    with pytest.raises(ValueError, match="x is empty"):
+        model.encode(x[:0], y[:0])
+    plain = vae_cli.load(folders["plain"], device="cpu")
+    with pytest.raises(ValueError, match="this model is not conditional"):
+        plain.sample(4, y=3)
+    with pytest.raises(ValueError, match="at least 0 is allowed"):
+        plain.sample(4, temperature=-1.0)

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import threading
+from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import html5lib
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,7 +49,19 @@ def test_a_curve_that_falls_is_called_overfitting_and_one_that_rises_not_converg
     assert found(rising, settled=35.0) == []  # too few validations since the KL weight settled
     assert diagnosis.warnings([], 0.0) == []
     lines = [line(k, v) | {"train/elbo": -k} for k, v in enumerate(falling)]
-    assert diagnosis.warnings(lines, 0.0) == []  # training falls too: this is no overfitting
+    assert diagnosis.warnings(lines, 0.0) == []  # the ELBO in training falls too: this is no overfitting
+    lines = [each | {"train/loss": k} for k, each in enumerate(lines)]
+    assert diagnosis.warnings(lines, 0.0)[0].startswith("training went astray")
+
+
+@pytest.mark.parametrize(("validations", "noise"), [(12, 0.5), (30, 0.15), (60, 1.0)])
+def test_noise_about_a_level_raises_no_warning(validations, noise):
+    rng = np.random.default_rng(0)
+    raised = 0
+    for _ in range(300):
+        values = -100.0 - 50.0 * np.exp(-np.arange(validations)) + noise * rng.normal(size=validations)
+        raised += bool(diagnosis.warnings([*map(line, range(validations), values.tolist())], 0.0))
+    assert raised <= 15
 
 
 def test_an_overfitting_run_says_so(tmp_path):
@@ -67,7 +81,12 @@ def test_the_page_is_valid_and_holds_what_the_run_found(run):
     assert not parser.errors
     for name in ("test/elbo", "test/log_likelihood", "test/kl"):
         assert f"<b>{summary[name]:.2f}</b>" in text
-    assert "not converged" in text or '<p class="soft">None:' in text
+    told = json.loads((folder / "summary.json").read_text())["warnings"]
+    assert all(f"<li>{escape(each)}</li>" in text for each in told)
+    assert text.count("<li>") == len(told)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) > 100
+    assert {each for each in re.findall(r'(?:url\(#|href="#)([^")]+)', text)} <= set(ids)
     assert text.count("<svg") == 6
     assert text.count("data:image/png;base64,") >= 3
     assert "<td><code>model.latent_dim</code></td><td><code>20</code></td>" in text
@@ -90,8 +109,9 @@ def test_what_a_run_holds_stands_on_the_page_as_text(run, tmp_path):
 def test_class_names_stand_in_the_latent_figure_as_text():
     from vae_cli.report import figures
 
-    with figures.for_a_page("x"):
-        text = figures.svg(figures.scatter(torch.randn(9, 2), torch.zeros(9, dtype=torch.long), [EVIL], ("a", "b")))
+    with figures.for_a_page():
+        labels = torch.zeros(9, dtype=torch.long)
+        text = figures.svg(figures.scatter(torch.randn(9, 2), labels, [EVIL], ("a", "b")), "x")
     assert "<script" not in text
     assert "&lt;script" in text
     assert figures.INK not in text

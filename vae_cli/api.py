@@ -122,6 +122,8 @@ class Trained:
             temperature: draws of the prior are moved towards its mean by this factor, where it is below one.
             mean: False draws x from p(x|z,c).
         """
+        if y is not None and not self.conditional:
+            raise ValueError(f"y={y}: has no effect, this model is not conditional")
         p = self.rescaled(self.vae.decode(*self._prior(n, y, temperature)))
         return p.mean if mean else p.sample()
 
@@ -164,6 +166,8 @@ class Trained:
         return sum(self.vae.layers(self.config.model.latent_dim))
 
     def _prior(self, n: int, y: Any, temperature: float) -> tuple[Tensor, Tensor | None]:
+        if temperature < 0.0:
+            raise ValueError(f"temperature={temperature}: at least 0 is allowed")
         labels = self._y(y, n)
         prior = self.vae.prior(self.vae.conditioning(labels))
         shape = () if prior.batch_shape else (n,)
@@ -190,11 +194,14 @@ class Trained:
             ValueError: another shape, or values beyond the range of the data.
         """
         given, shape = self._tensor(x), self.vae.shape
+        if len(given) == 0 or not bool(given.isfinite().all()):
+            raise ValueError("x is empty, or holds NaN or infinity")
         if given.shape[1:] != shape:
             raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed")
         low, high = float(given.min()), float(given.max())
         if self.spec.unit and self.spec.mean is None and (low < -SLACK or high > 1.0 + SLACK):
-            hint = "; divide by 255" if 1.0 < high <= 255.0 and low >= 0.0 else ""
+            whole = low >= 0.0 and high <= 255.0 and bool((given == given.round()).all())
+            hint = "; divide by 255" if whole else ""
             raise ValueError(f"x runs from {low:g} to {high:g}; this model knows values in [0, 1]{hint}")
         if self.spec.binary and bool(((given > SLACK) & (given < 1.0 - SLACK)).any()):
             raise ValueError("x holds grey values; this model knows 0 and 1 alone: binarise it")
@@ -212,13 +219,18 @@ class Trained:
             raise ValueError("this model is conditional: give labels y, one for all or one each")
         if self.spec.classes is not None:
             return self._classes(torch.as_tensor(y, device=self.device), n, self.spec.classes)
-        labels = self._tensor(y)
-        return labels.expand(n, -1) if labels.ndim == 1 else labels
+        labels, wanted = self._tensor(y), self.spec.attributes
+        if labels.shape not in ((wanted,), (n, wanted)):
+            raise ValueError(f"y has shape {list(labels.shape)}; attributes [{wanted}] or [{n}, {wanted}] are allowed")
+        return labels.expand(n, -1)
 
     def _classes(self, labels: Tensor, n: int, classes: int) -> Tensor:
-        labels = labels.long().expand(n) if labels.ndim == 0 else labels.long()
-        if len(labels) != n or bool(((labels < 0) | (labels >= classes)).any()):
-            raise ValueError(f"y={labels.tolist()[:9]}: {n} classes from 0 to {classes - 1} are allowed")
+        allowed = f"one class, or {n}, from 0 to {classes - 1} are allowed"
+        if labels.shape not in ((), (n,)) or bool((labels != labels.round()).any()):
+            raise ValueError(f"y has shape {list(labels.shape)} or fractions; {allowed}")
+        labels = labels.long().expand(n)
+        if bool(((labels < 0) | (labels >= classes)).any()):
+            raise ValueError(f"y={labels.tolist()[:9]}: {allowed}")
         return labels
 
     def rescaled(self, p: Distribution) -> Distribution:

@@ -22,6 +22,7 @@ METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # th
 SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
 SAME = ("_target_", "seed", "binarize", "dequantize", "standardize", "test", "path", "root")  # of data, to be compared
 SEED = "seed"
+LESS_IS_BETTER = ("bits_per_dim", "posterior_gap", "marginal_kl", "frechet_distance", "fid", "gap")
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def compare(paths: Sequence[str], metric: str | None = None, output: str | None 
     Raises:
         UserError: there are no runs, they lack the metric, or their numbers cannot be compared.
     """
-    runs = [run for path in paths for run in find(Path(path))]
+    found = {run.folder.resolve(): run for path in paths for run in find(Path(path))}
+    runs = list(found.values())
     refuse_incomparable(runs)
     chosen = _metric(runs, metric)
-    rows = sorted(group(runs), key=lambda row: row.mean(chosen), reverse=True)
+    rows = sorted(group(runs), key=lambda row: row.mean(chosen), reverse=not chosen.endswith(LESS_IS_BETTER))
     varied = [key for key in varying(runs) if key != SEED]
     _print(rows, varied, chosen, str(runs[0].numbers.get("measure", "")))
     folder = Path(output) if output else Path(paths[0]) if not (Path(paths[0]) / "summary.json").is_file() else None
@@ -120,7 +122,12 @@ def _read(folder: Path) -> Run:
 def varying(runs: Sequence[Run]) -> list[str]:
     """Return the settings that not all runs have the same value of."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({str(run.settings.get(key)) for run in runs}) > 1 and key != "resume"]
+    return [key for key in keys if len({_same(run.settings.get(key)) for run in runs}) > 1 and key != "resume"]
+
+
+def _same(value: Any) -> str:
+    """Return a text that equal settings share: 1 and 1.0 are equal."""
+    return repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def group(runs: Sequence[Run]) -> list[Row]:
@@ -128,7 +135,7 @@ def group(runs: Sequence[Run]) -> list[Row]:
     varied = [key for key in varying(runs) if key != SEED]
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault(tuple(str(run.settings.get(key)) for key in varied), []).append(run)
+        groups.setdefault(tuple(_same(run.settings.get(key)) for key in varied), []).append(run)
     return [Row({key: each[0].settings.get(key) for key in varied}, each) for each in groups.values()]
 
 

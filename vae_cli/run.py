@@ -218,7 +218,8 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     reporter.figures(vae, shown, shown_result)
     reporter.codes(trainer.step, vae, shown)
     title = f"{name_of(config.model)} on {name_of(config.data)}"
-    about = f"{name_of(config.likelihood)}, {config.model.latent_dim} latent dimensions; {shown_split} examples, {note}"
+    dimensions = f"{config.model.latent_dim} latent dimension{'s' if config.model.latent_dim > 1 else ''}"
+    about = f"{name_of(config.likelihood)}, {dimensions}; {shown_split} examples, {note}"
     reporter.page(vae, shown, shown_result, page.Heading(title, about, shown_split, summary, settings))
     return summary
 

@@ -36,8 +36,8 @@ def arrays(*, path: str) -> Splits:
             f"data.path={path}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal"
         )
     examples, levels = _levels(path, _channels_first(x))
-    labels, names = (None, None) if y is None else _labels(path, y)
-    return Splits(Examples(examples, labels), levels=levels, names=names)
+    found, names = (None, None) if y is None else labels(f"data.path={path}", y)
+    return Splits(Examples(examples, found), levels=levels, names=names)
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -92,7 +92,7 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
     return torch.from_numpy(values), None
 
 
-def _labels(path: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
+def labels(given: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return labels and the names of their classes, in sorted order; attributes have none."""
     if y.dtype.kind == "f" and y.ndim == 1 and (y == np.round(y)).all():
         y = y.astype(np.int64)
@@ -104,7 +104,7 @@ def _labels(path: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     if y.ndim == 2 and y.dtype.kind in "uifb" and np.isfinite(y.astype(np.float32)).all():
         return torch.from_numpy(y.astype(np.float32)), None
     raise UserError(
-        f"data.path={path}: labels `y` of shape {_shown(y.shape)} and type {y.dtype}; "
+        f"{given}: labels `y` of shape {_shown(y.shape)} and type {y.dtype}; "
         "classes [N] (whole numbers or names) or finite attributes [N, A] are allowed"
     )
 

@@ -62,7 +62,7 @@ class Manifold(Task):
     """A two-dimensional latent space."""
 
     n: Annotated[int, Field(ge=2)]
-    condition: int | None
+    condition: int | list[float] | None
 
 
 class Transfer(Source):

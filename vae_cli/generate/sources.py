@@ -65,7 +65,24 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
     shape = tuple(x.shape[1:])
     if shape != model.vae.shape:
         raise UserError(f"task.source={source}: examples of shape {list(shape)}; {list(model.vae.shape)} is allowed")
-    return Examples(model, _binary(model, x), found.train.y)
+    return Examples(model, _binary(model, x), known_labels(model, found.train.y, found.names, f"task.source={source}"))
+
+
+def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, given: str) -> Tensor | None:
+    """Return labels y [N], which count the given class names, as the run counts its own; attributes stay as they are.
+
+    Raises:
+        UserError: the run is conditional and does not know such a class.
+    """
+    own = model.spec.names
+    if y is None or names is None or own is None:
+        return y
+    if unknown := [name for name in names if name not in own]:
+        if model.conditional:
+            shown = ", ".join(own[:12]) + (", …" if len(own) > 12 else "")
+            raise UserError(f"{given}: the run knows no class {unknown[0]}; {shown} are allowed")
+        return y
+    return torch.tensor([own.index(name) for name in names])[y]
 
 
 def _pictures(model: Trained, path: Path) -> Tensor:
@@ -99,10 +116,14 @@ def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
         raise UserError(f"task.codes={path}: no .npz with codes `z`, and no .npy ({first_line(error)})") from None
     if z.ndim != 2 or z.shape[1] != model.latent_dim:
         raise UserError(f"task.codes={path}: codes of shape {list(z.shape)}; [N, {model.latent_dim}] is allowed")
-    y = content.get("y")
-    if model.conditional and y is None:
+    if not model.conditional:
+        return z.to(model.device), None
+    if "y" not in content:
         raise UserError(f"task.codes={path}: the run is conditional; labels `y` are needed beside the codes")
-    return z.to(model.device), None if y is None else torch.from_numpy(y).to(model.device)
+    y, names = files.labels(f"task.codes={path}", np.asarray(content["y"]))
+    labels = known_labels(model, y, names, f"task.codes={path}")
+    assert labels is not None
+    return z.to(model.device), labels.to(model.device)
 
 
 def read_mask(mask: str, model: Trained, n: int) -> Tensor:

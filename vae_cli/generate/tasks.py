@@ -105,7 +105,7 @@ def traverse(
     ]
 
 
-def manifold(model: Trained, folder: Path, *, n: int, condition: int | None) -> list[Path]:
+def manifold(model: Trained, folder: Path, *, n: int, condition: int | list[float] | None) -> list[Path]:
     """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
     if model.latent_dim != 2:
         raise UserError(
@@ -113,6 +113,8 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | None) -> 
         )
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
     z = torch.stack(torch.meshgrid(-quantiles, quantiles, indexing="ij")[::-1], dim=-1)
+    if model.conditional and condition is None:
+        raise UserError("task.condition=null: the run is conditional; one class, or one list of attributes, is needed")
     y, _ = _conditions(model, condition, n)
     made = [model.decode(row, y).mean for row in z]
     title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
@@ -164,12 +166,15 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
 
 
 def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: int, steps: int) -> list[Path]:
-    """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014)."""
+    """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014).
+
+    What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
+    """
     x, y = examples.first(n)
     known = read_mask(mask, model, len(x)).to(x.device)
-    filled = torch.where(known, x, model.sample(len(x), y, mean=False))
+    filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
     for _ in range(steps):
-        p = model.decode(model.encode(filled, y).sample(), y)
+        p = model.decode(model.vae.encode(model.spec.standardize(filled), y).sample(), y)
         filled = torch.where(known, x, p.sample())
     final = torch.where(known, x, p.mean)
     grey = torch.where(known, x, torch.full_like(x, model.middle))
@@ -207,7 +212,7 @@ def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]
         return None, []
     classes = model.spec.classes
     if classes is None:
-        if not isinstance(condition, list):
+        if not isinstance(condition, list) or len(condition) != model.spec.attributes:
             wanted = f"a list of {model.spec.attributes} attributes"
             raise UserError(f"task.condition={condition}: {wanted} is allowed")
         return torch.tensor(condition).expand(n, -1), []

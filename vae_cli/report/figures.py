@@ -22,6 +22,7 @@ TITLES = {
     "kl": "KL(q ‖ p) (nats)",
     "kl_weight": "KL weight",
 }
+NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
 LONGEST = 24  # letters of a class name in a legend
 INK = "#010203"  # stands for the page's own text colour while an SVG is drawn
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
@@ -35,20 +36,24 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 @contextmanager
-def for_a_page(name: str) -> Iterator[None]:
-    """Draw within the block on no ground and in the page's ink; `name` keeps the ids of its figures apart."""
+def for_a_page() -> Iterator[None]:
+    """Draw within the block on no ground and in the page's ink."""
     style: Any = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
-    with matplotlib.rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": "vae-cli"}):
         yield
 
 
-def svg(figure: Figure) -> str:
-    """Return a figure as one <svg> element for the inside of a page; drawn within `for_a_page`."""
+def svg(figure: Figure, name: str) -> str:
+    """Return a figure as one <svg> element for the inside of a page; drawn within `for_a_page`.
+
+    `name` begins its ids, which no other figure of the page may share.
+    """
     FigureCanvasAgg(figure)
     text = io.StringIO()
     figure.savefig(text, format="svg", dpi=110, metadata=NO_METADATA)
     found = text.getvalue()
     found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
+    found = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", found)
     return found.replace(INK, "currentColor")
 
 
@@ -213,7 +218,7 @@ def over_setting(curve: Sequence[tuple[float, Sequence[float]]], setting: str, m
     if values[0] > 0 and values[-1] / values[0] >= 8:
         axes.set_xscale("log", base=2)
     axes.set_xlabel(setting)
-    axes.set_title(f"{metric} (nats)", fontsize=11, loc="left")
+    axes.set_title(f"{metric} (nats)" if metric.endswith(NATS) else metric, fontsize=11, loc="left")
     axes.grid(alpha=0.3)
     _save(figure, path)
     return path

@@ -58,8 +58,9 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
     """Draw everything that a page shows of a model; `lines` are those of metrics.jsonl."""
     from vae_cli.report import figures
 
+    sideways = not pictures.is_picture(spec.shape)
     shown = (
-        ("data above the means of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
+        (f"data {'beside' if sideways else 'above'} the means of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
         ("means of p(x|z) for draws of z from the prior", pictures.samples(vae, data, 5, COLUMNS)),
         ("one latent dimension moved at a time, the most informative first",
          pictures.traversals(vae, data, result.kl_by_dimension, most=6, steps=COLUMNS)),
@@ -67,12 +68,10 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
     codes, labels = pictures.codes(vae, data)
     points, axes_names = pictures.plane(codes)
     classes = labels if spec.classes else None
-    with figures.for_a_page("terms"):
-        curves = [figures.svg(figures.term(lines, name)) for name in figures.PANELS]
-    with figures.for_a_page("kl"):
-        kl = figures.svg(figures.kl_bars(result.kl_by_dimension, result.units, width=5.4))
-    with figures.for_a_page("latent"):
-        latent = figures.svg(figures.scatter(points, classes, spec.names or (), axes_names))
+    with figures.for_a_page():
+        curves = [figures.svg(figures.term(lines, name), name) for name in figures.PANELS]
+        kl = figures.svg(figures.kl_bars(result.kl_by_dimension, result.units, width=5.4), "dimensions")
+        latent = figures.svg(figures.scatter(points, classes, spec.names or (), axes_names), "latent")
     return Drawn(
         curves=curves,
         pictures=[(caption, _uri(pictures.grid(x, spec))) for caption, x in shown],
@@ -121,9 +120,14 @@ def _uri(image: Tensor) -> str:
 
 
 def _command(folder: Path) -> str:
-    """Return the command line that began the run, where it was kept."""
+    """Return the command line of the run, where it was kept: of a setting given twice, by a resumption, the last."""
+    import shlex
+
     import yaml
 
     typed = folder / ".hydra" / "overrides.yaml"
     found = yaml.safe_load(typed.read_text()) if typed.is_file() else None
-    return " ".join(["vae-train", *map(str, found)]) if isinstance(found, list) else ""
+    if not isinstance(found, list):
+        return ""
+    given = {str(override).partition("=")[0]: str(override) for override in found}
+    return shlex.join(["vae-train", *given.values()])

@@ -111,9 +111,9 @@ def plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
     """Return codes [N, D] in two dimensions [N, 2], and the names of the two: z itself, or its principal components."""
     if codes.shape[1] == 2:
         return codes, ("z0", "z1")
+    if min(codes.shape) < 2:
+        return torch.cat([codes[:, :1], torch.zeros_like(codes[:, :1])], 1), ("z0", "")
     centred = codes - codes.mean(0)
-    if codes.shape[1] == 1:
-        return torch.cat([codes, torch.zeros_like(codes)], 1), ("z0", "")
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     shares = s.square() / s.square().sum().clamp(min=1e-12)
     first, second = (f"principal component {k + 1} ({shares[k]:.0%} of the variance)" for k in range(2))
