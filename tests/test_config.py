@@ -88,7 +88,7 @@ WRONG = {
     ("kl.free_bits=-0.5",): "kl.free_bits=-0.5: at least 0 is allowed",
     ("model.hidden=[0]",): "model.hidden=[0]: at least 1 is allowed",
     ("data.valid=1.5",): "data.valid=1.5: a count (0, 1, 2, …) or a fraction below 1 is allowed",
-    ("trainer.precision=fp16",): "trainer.precision=fp16: 'fp32' or 'bf16' is allowed",
+    ("trainer.precision=fp16",): "trainer.precision=fp16: 'fp32', 'tf32' or 'bf16' is allowed",
     ("likelihood=gaussian", "likelihood.scale=share"): (
         "likelihood.scale=share: 'per_pixel', 'shared' or 'optimal' or a number is allowed"
     ),

@@ -1,5 +1,6 @@
 """The same on an accelerator, where there is one."""
 
+import json
 import math
 
 import pytest
@@ -48,19 +49,36 @@ def test_training_draws_are_left_alone_by_watching(tmp_path, device):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no cuda here")
-def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch):
+@pytest.mark.parametrize("graph", ["true", "false"])
+def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch, graph):
     """Any transfer or synchronisation between `_update` and its end is an error."""
     original = Trainer._update
 
-    def update(self, x, y):
-        if self.step < 3:  # kernels are still being loaded
-            return original(self, x, y)
+    def update(self, index):
+        if self.step < 6:  # kernels are still being loaded, and the graph captured
+            return original(self, index)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            original(self, x, y)
+            original(self, index)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Trainer, "_update", update)
     monkeypatch.setattr(Reporter, "figures", lambda *_: None)
-    run.train(configure(*SHORT, "trainer.device=cuda", "kl=linear"), tmp_path)
+    run.train(configure(*SHORT, "trainer.device=cuda", "kl=linear", f"trainer.cuda_graph={graph}"), tmp_path)
+
+
+LIKELIHOODS = ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic", "categorical")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no cuda here")
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_a_graph_gives_the_losses_of_the_eager_step(tmp_path, likelihood):
+    common = [*TINY, "trainer.steps=50", "trainer.batch_size=32", "trainer.log_every=1", "trainer.device=cuda"]
+    common += [f"likelihood={likelihood}", "trainer.ema=0.9", "lr_schedule=cosine", "kl=linear", "kl.warmup=3"]
+    found = []
+    for graph in ("true", "false"):
+        train(tmp_path / graph, *common, f"trainer.cuda_graph={graph}")
+        lines = map(json.loads, (tmp_path / graph / "metrics.jsonl").read_text().splitlines())
+        found.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

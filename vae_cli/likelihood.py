@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution
 
@@ -62,6 +63,26 @@ def _split(outputs: Tensor, event_dims: int) -> tuple[Tensor, ...]:
     return outputs.unbind(-event_dims - 1)
 
 
+class _BernoulliLogProb(torch.autograd.Function):
+    """Σ x·l − softplus(l) over the last `dims` axes in few passes over memory; its gradient in l is x − σ(l)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor, dims: int) -> Tensor:
+        """Return log p(x) [*batch] of logits [*batch, *event] and x that broadcasts against them."""
+        ctx.save_for_backward(logits, x)
+        ctx.dims = dims
+        terms = torch.addcmul(F.softplus(logits), x, logits, value=-1.0)
+        return terms.flatten(terms.ndim - dims).sum(-1).neg_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return (x − σ(l)) times the gradient of each sum."""
+        logits, x = ctx.saved_tensors
+        sigma = logits.sigmoid()
+        return torch.sub(x, sigma, out=sigma).mul_(gradient[(..., *[None] * ctx.dims)]), None, None
+
+
 class BernoulliElements(Elements):
     """Bernoulli with logits l: log p(x) = x·l − softplus(l). Values between 0 and 1 give the cross-entropy."""
 
@@ -77,6 +98,14 @@ class BernoulliElements(Elements):
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return x·l − softplus(l)."""
         return x * self.logits - F.softplus(self.logits)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) [*batch], nats: fused where x asks for no gradient and the step is not compiled."""
+        plain = type(self) is not BernoulliElements or x.requires_grad or torch.compiler.is_compiling()
+        broadcast = x.ndim <= self.logits.ndim and self.logits.dtype == x.dtype
+        if plain or not broadcast:
+            return super().log_prob(x)
+        return _BernoulliLogProb.apply(self.logits, x, len(self.event_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw 0 or 1 with probability σ(l)."""

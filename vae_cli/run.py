@@ -13,6 +13,7 @@ from vae_cli import checkpoint, diagnosis, metrics
 from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
+from vae_cli.machine import usable_threads
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of
 from vae_cli.randomness import seed_everything
@@ -140,6 +141,10 @@ def _set_up_process(config: Config) -> None:
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.trainer.deterministic)
+    tf32 = config.trainer.precision != "fp32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # torch's own default lets convolutions use it, unasked
+    torch.set_num_threads(usable_threads() if config.trainer.threads == "auto" else config.trainer.threads)
     if config.trainer.compile:
         import torch._inductor.config as inductor
 
@@ -161,7 +166,7 @@ def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, rep
     reporter.line(
         f"{name_of(config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of(config.model)}, "
         f"{config.model.latent_dim} latent dimensions, {count:,} parameters | {name_of(config.likelihood)} | "
-        f"{trainer.device.type} {config.trainer.precision} | {trainer.total:,} steps of {trainer.batch_size}{start} "
+        f"{trainer.how} | {trainer.total:,} steps of {trainer.batch_size}{start} "
         f"| {folder}"
     )
     for line in metrics.caveats(dataset, vae.likelihood):

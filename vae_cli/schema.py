@@ -411,8 +411,11 @@ class Trainer(Settings):
     checkpoint_every: Count
     log_every: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["fp32", "bf16"]
+    resident: bool | Literal["auto"]
+    precision: Literal["fp32", "tf32", "bf16"]
     compile: bool
+    cuda_graph: bool | Literal["auto"]
+    threads: Count | Literal["auto"]
     deterministic: bool
 
 
@@ -538,8 +541,8 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "": OwnPart,
     },
     "optimizer": {
-        "torch.optim.Adam": Adam,
-        "torch.optim.AdamW": Adam,
+        "vae_cli.optimizer.Adam": Adam,
+        "vae_cli.optimizer.AdamW": Adam,
         "torch.optim.Adamax": Adam,
         "torch.optim.SGD": SGD,
         "": OwnOptimizer,

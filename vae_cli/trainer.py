@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor
 from vae_cli import metrics, randomness
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
-from vae_cli.objective import Objective, Terms
+from vae_cli.objective import Objective
 from vae_cli.report import Reporter
 from vae_cli.schedule import Constant, ConstantLR
 from vae_cli.schema import Trainer as TrainerSettings
+from vae_cli.step import Step
 from vae_cli.vae import VAE
 
-TRACKED = ("loss", "elbo", "reconstruction", "kl")
 COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
@@ -63,26 +62,21 @@ class Trainer:
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.settings, self.seed, self.reporter, self.save_to_disk = settings, seed, reporter, save
         self.device = next(vae.parameters()).device
-        train = dataset.resident("train", self.device)
+        train = dataset.resident("train", self.device, settings.resident)
         assert train is not None
         self.train, self.valid = train, dataset.resident("valid", self.device)
         self.watched = self.valid or dataset.fixed_train(self.device, WATCHED, seed=0)
         self.batch_size = min(settings.batch_size, len(self.train))
         self.steps_per_epoch = epoch_length(settings, len(self.train))
         self.total = settings.steps or settings.epochs * self.steps_per_epoch
-        self.averaged = copy.deepcopy(vae).requires_grad_(False) if settings.ema else None
-        self.weight = torch.zeros((), device=self.device)
-        self.target = None if kl.target(0.0) is None else torch.zeros((), device=self.device)
-        self._terms = torch.compile(self._objective) if settings.compile else self._objective
-        self.tracked = (*TRACKED, *objective.extra)
+        self.stepper = Step(
+            vae=vae, objective=objective, optimizer=optimizer, kl=kl, data=self.train, settings=settings
+        )
         self.lr = [group["lr"] for group in optimizer.param_groups]
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.waited = False, 0
-        self.sums = torch.zeros(len(self.tracked), device=self.device)
-        self.summed = 0
         self.since, self.since_step = time.perf_counter(), 0
-        self.grad_norm = torch.zeros((), device=self.device)
 
     @property
     def epoch(self) -> float:
@@ -90,24 +84,27 @@ class Trainer:
         return self.step / self.steps_per_epoch
 
     @property
+    def how(self) -> str:
+        """What steps run on, in words."""
+        ways = ["compiled"] * self.settings.compile + ["graph"] * self.stepper.graphs
+        ways += [] if self.train.resident else ["data streamed"]
+        return " ".join([self.device.type, self.settings.precision, *ways])
+
+    @property
     def evaluated(self) -> VAE:
         """The model whose numbers count: the averaged weights where there are any."""
-        return self.averaged if self.averaged is not None else self.vae
+        return self.stepper.averaged if self.stepper.averaged is not None else self.vae
 
     def fit(self) -> None:
         """Train to the last step or until patience is over; end with a validation and a checkpoint."""
         self.vae.train()
         self.reporter.begin(self.step, self.total)
-        order = self._order()
+        indices = self._indices()
         self.since, self.since_step = time.perf_counter(), self.step
         started, before = time.perf_counter(), self.seconds
         with _Interruption() as interruption:
             while self.step < self.total and not self._patience_is_over() and not interruption.asked:
-                position = self.step % self.steps_per_epoch
-                if position == 0:
-                    order = self._order()
-                start = position * self.batch_size
-                self._update(*self.train.batch(order[start : start + self.batch_size]))
+                self._update(next(indices))
                 self.step += 1
                 self.reporter.advance(self.step)
                 self.seconds = before + time.perf_counter() - started
@@ -130,58 +127,37 @@ class Trainer:
         if self.step % self.settings.checkpoint_every == 0 and not last:
             self.save()
 
-    def _order(self) -> Tensor:
-        return self.train.order(self.seed, self.step // self.steps_per_epoch)
+    def _indices(self) -> Iterator[Tensor]:
+        """Yield the index [B] of each batch from here on, epoch after epoch, and announce the one after it."""
+        while True:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            order = self.train.order(self.seed, epoch)[: self.steps_per_epoch * self.batch_size]
+            left = order.split(self.batch_size)[done:]
+            for k, index in enumerate(left):
+                if k + 1 < len(left):
+                    self.train.expect(left[k + 1])
+                yield index
 
-    def _objective(self, x: Tensor, y: Tensor | None) -> Terms:
-        return self.objective(self.vae, x, y, weight=self.weight, free_bits=self.kl.free_bits, target=self.target)
-
-    def _update(self, x: Tensor, y: Tensor | None) -> None:
-        """Take one step: forward, backward, clip, optimizer, average. Nothing here waits for the device."""
-        self._schedule()
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self._terms(x, y)
-        terms.loss.backward()
-        if self.settings.grad_clip is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
-        self.optimizer.step()
-        if self.averaged is not None:
-            self._average(self.averaged)
-        own = [getattr(terms, name).detach() for name in TRACKED]
-        self.sums += torch.stack([*own, *(terms.extra[name].detach() for name in self.objective.extra)])
-        self.summed += 1
-
-    def _schedule(self) -> None:
-        self.weight.fill_(self.kl.weight(self.epoch))
-        if self.target is not None:
-            self.target.fill_(self.kl.target(self.epoch) or 0.0)
+    def _update(self, index: Tensor) -> None:
+        """Take one step under the schedules of now. Nothing here waits for the device."""
         factor = self.lr_schedule.factor(self.epoch + 0.5 / self.steps_per_epoch)
-        for group, lr in zip(self.optimizer.param_groups, self.lr, strict=True):
-            group["lr"] = lr * factor
-
-    @torch.no_grad()
-    def _average(self, averaged: VAE) -> None:
-        """averaged ← d · averaged + (1 − d) · weights, d rising to `ema` as steps add up; buffers are copied."""
-        decay = min(self.settings.ema or 0.0, (1.0 + self.step) / (10.0 + self.step))
-        torch._foreach_lerp_(list(averaged.parameters()), list(self.vae.parameters()), 1.0 - decay)
-        for mine, theirs in zip(averaged.buffers(), self.vae.buffers(), strict=True):
-            mine.copy_(theirs)
+        self.stepper(
+            index,
+            weight=self.kl.weight(self.epoch),
+            target=self.kl.target(self.epoch),
+            lr=[lr * factor for lr in self.lr],
+            decay=min(self.settings.ema or 0.0, (1.0 + self.step) / (10.0 + self.step)),
+        )
 
     def _log(self) -> None:
         """Report the means since the last log: the one transfer from the device of an interval."""
-        if self.settings.grad_clip is None:
-            grads = [p.grad for p in self.vae.parameters() if p.grad is not None]
-            self.grad_norm = torch.nn.utils.get_total_norm(grads)
-        *means, norm, weight = torch.cat([self.sums / self.summed, torch.stack([self.grad_norm, self.weight])]).tolist()
+        terms, norm, weight = self.stepper.take()
         now = time.perf_counter()
         rate = (self.step - self.since_step) * self.batch_size / max(now - self.since, 1e-9)
-        terms = dict(zip(self.tracked, means, strict=True))
         scalars = {f"train/{name}": value for name, value in terms.items()}
         scalars |= {"train/kl_weight": weight, "train/grad_norm": norm, "train/examples_per_second": rate}
-        scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        scalars["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         self.since, self.since_step = now, self.step
-        self.sums.zero_()
-        self.summed = 0
         self.reporter.scalars(self.step, self.epoch, scalars)
         self._refuse_infinite(terms)
 
@@ -239,7 +215,7 @@ class Trainer:
         """Return everything that training goes on from."""
         return {
             "model": self.vae.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "averaged": None if self.stepper.averaged is None else self.stepper.averaged.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self.lr_schedule.state_dict(),
@@ -249,16 +225,16 @@ class Trainer:
             "best_score": None if self.best is None else self.best["score"],
             "waited": self.waited,
             "warnings": list(self.reporter.warnings),
-            "sums": self.sums,
-            "summed": self.summed,
+            "sums": self.stepper.sums,
+            "summed": self.stepper.summed,
             "random": randomness.state_dict(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
         """Go on from where `state_dict` was taken."""
         self.vae.load_state_dict(state["model"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"] or state["model"])
+        if self.stepper.averaged is not None:
+            self.stepper.averaged.load_state_dict(state["averaged"] or state["model"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
@@ -267,8 +243,8 @@ class Trainer:
             best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]
         self.reporter.warnings += state["warnings"]
-        self.sums.copy_(state["sums"])
-        self.summed = state["summed"]
+        self.stepper.sums.copy_(state["sums"])
+        self.stepper.summed = state["summed"]
         randomness.load_state_dict(state["random"], self.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,10 +127,14 @@ class VAE(nn.Module):
         features = self.features(x, c)
         posterior, prior = self.posterior(features), self.prior(c)
         z = posterior.rsample((samples,))
-        log_likelihood = self._decode(z, c).log_prob(x) - self.log_volume
+        log_likelihood = self._decode(z, c).log_prob(x)
+        if self.log_volume:
+            log_likelihood = log_likelihood - self.log_volume
         kls = kl_by_layer(posterior, prior, z)
         layers = tuple((kl.shape[-1], dims) for kl, dims in zip(kls, self.layers(z.shape[-1]), strict=True))
-        return Output(log_likelihood, torch.cat(kls, -1), layers, z, posterior, prior, features)
+        return Output(
+            log_likelihood, torch.cat(kls, -1) if len(kls) > 1 else kls[0], layers, z, posterior, prior, features
+        )
 
     def log_weights(self, x: Tensor, y: Tensor | None, samples: int, at_once: int) -> Tensor:
         """Return log w_k = log p(x|z_k,c) + log p(z_k|c) − log q(z_k|x,c) [K, B] of K = `samples` draws, nats.
@@ -176,7 +181,8 @@ def kl_by_layer(q: Any, p: Any, z: Tensor) -> list[Tensor]:
     return q.kl_by_layer(p, z) if hasattr(q, "kl_by_layer") else [kl_by_dimension(q, p, z)]
 
 
-def autocast(model: Any, like: Tensor) -> torch.autocast:
+def autocast(model: Any, like: Tensor) -> AbstractContextManager[Any]:
     """Compute products in the model's type within the block."""
-    lower = getattr(model, "products", torch.float32) != torch.float32
-    return torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=lower)
+    if getattr(model, "products", torch.float32) == torch.float32:
+        return nullcontext()
+    return torch.autocast(like.device.type, dtype=torch.bfloat16)

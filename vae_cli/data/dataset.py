@@ -12,7 +12,7 @@ from torch import Tensor
 from vae_cli import schema
 from vae_cli.data import pixels
 from vae_cli.data.examples import Examples, Splits, carve, subset
-from vae_cli.data.resident import Resident
+from vae_cli.data.resident import Resident, place
 from vae_cli.errors import UserError
 
 SUPPORTS = ("binary", "unit", "levels", "real")
@@ -102,14 +102,13 @@ class Dataset:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         return {split: len(part) for split, part in parts.items() if part is not None}
 
-    def resident(self, split: str, device: torch.device) -> Resident | None:
-        """Return a split on the device, or None where there is none."""
+    def resident(self, split: str, device: torch.device, resident: bool | str = "auto") -> Resident | None:
+        """Return a split for the device, or None where there is none; `resident` says where its examples shall be."""
         examples = getattr(self, split)
         if examples is None:
             return None
-        if split == "train":
-            return Resident(examples, pixels.transform(self.kind, self.levels), device)
-        return Resident(examples, pixels.transform("scale", self.spec.levels), device)
+        kind, levels = (self.kind, self.levels) if split == "train" else ("scale", self.spec.levels)
+        return place(examples, pixels.transform(kind, levels), device, resident)
 
     def fixed_train(self, device: torch.device, most: int, seed: int) -> Resident:
         """Return `most` training examples as an evaluation sees them: every random draw made once."""

@@ -38,7 +38,7 @@ def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
         bound = x.to(torch.int16).mul_(257).sub_(32768)
     else:
         bound = x.float().mul_(65535.0 / (levels - 1)).sub_(32768.0).round_().to(torch.int16)
-    return uniform.lt(bound).float()
+    return torch.lt(uniform, bound, out=torch.empty(x.shape, device=x.device))  # several times a bool made float
 
 
 def dequantize(x: Tensor, *, levels: int) -> Tensor:

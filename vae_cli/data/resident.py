@@ -1,8 +1,9 @@
-"""Examples that live on the device as they were stored, and become batches there."""
+"""Examples as they were stored become batches on the device: from its own memory, or streamed there from the host's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -10,9 +11,19 @@ from torch import Tensor
 from vae_cli.data.examples import Examples, subset
 from vae_cli.data.pixels import Transform
 
+ROOM = 0.5  # share of the device's free memory that examples may take
+
+Batch = tuple[Tensor, Tensor | None]
+
 
 class Resident:
-    """Examples on the device; a batch is gathered and transformed there."""
+    """Examples on the device; a batch is gathered and transformed there.
+
+    Attributes:
+        resident: whether the examples are in the device's memory.
+    """
+
+    resident = True
 
     def __init__(self, examples: Examples, transform: Transform, device: torch.device):
         self.examples, self.transform, self.device = examples.to(device), transform, device
@@ -30,17 +41,68 @@ class Resident:
         generator = torch.Generator(self.device).manual_seed(mixed)
         return torch.randperm(len(self), generator=generator, device=self.device)
 
-    def batch(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    def batch(self, index: Tensor | slice) -> Batch:
         """Return (x [B, *shape] float32, y [B] or [B, A] or None) of the examples at an index [B]."""
-        if isinstance(index, slice):
-            x, y = self.examples.x[index], self.examples.y
-            return self.transform(x), None if y is None else y[index]
-        x = self.examples.x.index_select(0, index)
-        y = self.examples.y
-        return self.transform(x), None if y is None else y.index_select(0, index)
+        x, y = self._stored(index)
+        return self.transform(x), y
 
-    def batches(self, size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def expect(self, index: Tensor) -> None:
+        """Take note of the index that `batch` will be asked for next."""
+
+    def batches(self, size: int, most: int | None = None) -> Iterator[Batch]:
         """Yield every example (the first `most` of them) once in order, the short last batch included."""
         end = len(self) if most is None else min(most, len(self))
         for start in range(0, end, size):
             yield self.batch(slice(start, min(start + size, end)))
+
+    def _stored(self, index: Tensor | slice) -> Batch:
+        x, y = self.examples.x, self.examples.y
+        if isinstance(index, slice):
+            return x[index], None if y is None else y[index]
+        return x.index_select(0, index), None if y is None else y.index_select(0, index)
+
+
+class Streamed(Resident):
+    """Examples in the host's memory (or a file mapped there); each batch is gathered ahead by a thread, then copied.
+
+    Order and numbers are those of `Resident`: the order is drawn on the device, transforms draw there.
+    """
+
+    resident = False
+
+    def __init__(self, examples: Examples, transform: Transform, device: torch.device):
+        self.examples, self.transform, self.device = examples, transform, device
+        self.thread = ThreadPoolExecutor(1, "gather")
+        self.ahead: list[tuple[Tensor, Future[Batch]]] = []
+
+    def part(self, most: int, seed: int = 0) -> Resident:
+        """Return at most so many of the examples, drawn at random, in their order."""
+        return type(self)(subset(self.examples, most, seed), self.transform, self.device)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Return the order of an epoch, on the host."""
+        return super().order(seed, epoch).cpu()
+
+    def expect(self, index: Tensor) -> None:
+        """Gather the next batch in the background."""
+        self.ahead = [*self.ahead[-1:], (index, self.thread.submit(self._gather, index))]
+
+    def _stored(self, index: Tensor | slice) -> Batch:
+        found = next((batch.result() for known, batch in self.ahead if known is index), None) or self._gather(index)
+        x, y = (part if part is None else part.to(self.device, non_blocking=True) for part in found)
+        assert x is not None
+        return x, y
+
+    def _gather(self, index: Tensor | slice) -> Batch:
+        x, y = super()._stored(index)
+        if self.device.type != "cuda":
+            return x, y
+        return x.pin_memory(), None if y is None else y.pin_memory()
+
+
+def place(examples: Examples, transform: Transform, device: torch.device, resident: bool | str = "auto") -> Resident:
+    """Put examples on the device where they fit into half of its free memory, or as `resident` says; else stream."""
+    if resident == "auto":
+        size = sum(part.numel() * part.element_size() for part in (examples.x, examples.y) if part is not None)
+        resident = device.type != "cuda" or size < ROOM * torch.cuda.mem_get_info(device)[0]
+    return (Resident if resident else Streamed)(examples, transform, device)

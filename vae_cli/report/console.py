@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ ORDER = (
     "active_units",
     "bits_per_dim",
 )
+PACE = 0.1  # seconds between movements of the bar, at least
 NEAR = 0.1  # nats from its bound that a mutual information is marked at
 SPLITS = ("train", "valid", "test")
 
@@ -41,6 +43,7 @@ class Terminal:
         if fresh:
             log.unlink(missing_ok=True)
         self.progress: Progress | None = None
+        self.moved = 0.0
         self.task: TaskID | None = None
 
     def line(self, text: str, style: str = "") -> None:
@@ -60,7 +63,9 @@ class Terminal:
 
     def advance(self, step: int) -> None:
         """Move the bar."""
-        if self.progress is not None and self.task is not None:
+        now = time.perf_counter()
+        if self.progress is not None and self.task is not None and now - self.moved > PACE:
+            self.moved = now
             self.progress.update(self.task, completed=step)
 
     def numbers(self, epoch: float, scalars: dict[str, float]) -> None:
