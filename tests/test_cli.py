@@ -262,3 +262,13 @@ def test_tensorboard_serves_the_tags_of_a_run(tmp_path):
     groups = json.loads(urllib.request.urlopen(request, timeout=30).read())["sessionGroups"]
     assert len(groups) == 1
     assert groups[0]["hparams"]["model.latent_dim"] == 4
+
+
+def test_training_imports_neither_compiler_nor_torchvision(tmp_path):
+    code = "import sys; from vae_cli import step, train\n" \
+        "step.Step.__call__ = lambda *_, **__: sys.exit(str({'torch._dynamo', 'torchvision', 'sklearn', 'matplotlib'}" \
+        " & set(sys.modules)))\ntrain.main()"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr == "set()\n"

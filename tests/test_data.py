@@ -5,7 +5,7 @@ from PIL import Image
 
 from tests.conftest import configure
 from vae_cli import parts
-from vae_cli.data import Examples, Resident, Splits, pixels, vision
+from vae_cli.data import Examples, Resident, Splits, files, pixels, vision
 from vae_cli.data.examples import carve
 from vae_cli.errors import UserError
 
@@ -401,3 +401,27 @@ def test_synthetic_examples_are_seeded_and_of_any_shape():
         assert list(one.spec.shape) == [int(side) for side in shape.strip("[]").split(",")]
         assert torch.equal(one.train.x, again.train.x)
         assert one.train.x.float().std() > 10
+
+
+def test_pictures_are_decoded_once_and_anew_when_one_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "FEW", 2)
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{k}.png" for k in range(5)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    decoded = []
+    monkeypatch.setattr(files, "_decode_one", lambda *a, own=files._decode_one: (decoded.append(a), own(*a))[1])
+    first = files.decode(paths, (8, 8), "L")
+    assert len(decoded) == 5
+    assert torch.equal(files.decode(paths, (8, 8), "L"), first)
+    assert len(decoded) == 5
+    files.decode(paths, (4, 4), "L")
+    assert len(decoded) == 10
+    Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(paths[2])
+    assert not torch.equal(files.decode(paths, (8, 8), "L"), first)
+    for kept in (tmp_path / "cache").iterdir():
+        kept.write_bytes(kept.read_bytes()[:40])
+    assert torch.equal(files.decode(paths, (8, 8), "L")[0], first[0])  # a damaged copy is made anew
+    monkeypatch.setenv("VAE_CACHE", "/proc/nowhere")
+    assert torch.equal(files.decode(paths, (8, 8), "L")[0], first[0])  # a folder that cannot be written costs nothing

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+
+Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, their averages, squares, steps
 
 
 class Adam(torch.optim.Adam):
@@ -30,7 +34,11 @@ class Adam(torch.optim.Adam):
         super().__init__(
             params, lr, (betas[0], betas[1]), eps, weight_decay, fused=fused, decoupled_weight_decay=self.decoupled
         )
-        self._gathered: list[tuple[Any, ...]] | None = None
+        self._gathered: list[Lists] | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; past the wrapper that would import the compiler, a second of a command's start."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Go on from a state; its tensors are others than before."""
@@ -39,30 +47,41 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step. The first makes the state; where a parameter has no gradient, torch's own does it."""
-        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        if self._gathered is None or any(grad is None for each in grads for grad in each):
-            super().step(closure)
-            self._gathered = self._gather() if all(g["fused"] for g in self.param_groups) else None
-            return
-        for group, each, (params, averages, squares, steps) in zip(
-            self.param_groups, grads, self._gathered, strict=True
-        ):
+        """Take one step with the parameters that have a gradient."""
+        for group, (params, averages, squares, steps) in zip(self.param_groups, self._lists(), strict=True):
+            if not params:
+                continue
             torch._foreach_add_(steps, 1)
+            grads = cast(list[Tensor], [p.grad for p in params])
             type(self).straight(
-                params, each, averages, squares, [], steps, amsgrad=False, lr=group["lr"],
+                params, grads, averages, squares, [], steps, amsgrad=False, lr=group["lr"],
                 beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
                 eps=group["eps"], maximize=False,
             )  # fmt: skip
 
     step.hooked = True  # type: ignore[attr-defined]  # torch wraps each step in a profiler's record otherwise
 
-    def _gather(self) -> list[tuple[Any, ...]] | None:
-        groups = [group["params"] for group in self.param_groups]
-        if any("exp_avg" not in self.state[p] for params in groups for p in params):
-            return None
-        names = ("exp_avg", "exp_avg_sq", "step")
-        return [(params, *([self.state[p][name] for p in params] for name in names)) for params in groups]
+    def _lists(self) -> list[Lists]:
+        """Return each group's lists; they are kept from step to step where every parameter has a gradient."""
+        kept = self._gathered
+        if kept is not None and all(p.grad is not None for lists in kept for p in lists[0]):
+            return kept
+        found = [self._gather(group) for group in self.param_groups]
+        whole = all(
+            len(lists[0]) == len(group["params"]) for lists, group in zip(found, self.param_groups, strict=True)
+        )
+        self._gathered = found if whole else None
+        return found
+
+    def _gather(self, group: dict[str, Any]) -> Lists:
+        """Return a group's parameters that have a gradient, and their state, made where there is none yet."""
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p] |= {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p)}
+                self.state[p] |= {"exp_avg_sq": torch.zeros_like(p)}
+        averages, squares, steps = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "step"))
+        return params, averages, squares, steps
 
 
 class AdamW(Adam):

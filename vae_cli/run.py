@@ -140,7 +140,8 @@ def _set_up_process(config: Config) -> None:
     """Set for each job anew what belongs to the process: nothing of one job of a sweep may leak into the next."""
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:  # the call imports the compiler
+        torch.use_deterministic_algorithms(config.trainer.deterministic)
     tf32 = config.trainer.precision != "fp32"
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32  # torch's own default lets convolutions use it, unasked

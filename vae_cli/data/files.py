@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli.data.cache import cached, stamp
 from vae_cli.data.examples import Examples, Splits
 from vae_cli.errors import UserError, first_line
 
+FEW = 200  # pictures that are decoded sooner than looked up
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -142,7 +144,16 @@ def _is_picture(file: Path) -> bool:
 
 
 def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor:
-    """Decode pictures in parallel threads: [N, C, H, W] bytes, cut to the frame's proportions and scaled to it."""
+    """Return pictures [N, C, H, W] bytes, cut and scaled to the frame; many are decoded once and then cached."""
+
+    def make() -> Tensor:
+        return _decode(files, size, mode, crop)
+
+    return make() if len(files) <= FEW else cached((*map(stamp, files), size, mode, crop), make)
+
+
+def _decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
+    """Decode pictures in parallel threads."""
     x = torch.empty(len(files), len(mode), *size, dtype=torch.uint8)
 
     def work(i: int) -> None:
