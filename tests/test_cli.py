@@ -97,7 +97,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_the_undisturbed_
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 75
     assert errors.startswith("vae-train: interrupted; go on with: vae-train resume=")
     assert errors.count("\n") == 1
     assert command(f"resume={tmp_path}/run").returncode == 0

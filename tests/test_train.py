@@ -109,7 +109,7 @@ def _stopped_at(folder, step, overrides):
         (folder / "checkpoints" / name).unlink()
     original = checkpoint.save
     try:
-        checkpoint.save = lambda state, path: original(state, path) if state["step"] <= step else None
+        checkpoint.save = lambda state, path, **kw: original(state, path, **kw) if state["step"] <= step else None
         train(folder, *overrides)
     finally:
         checkpoint.save = original
@@ -319,7 +319,7 @@ def test_killed_between_the_writes_of_best_and_last_a_run_still_ends_the_same(tm
     whole = train(tmp_path / "whole", *settings)
     original, folder = checkpoint.save, tmp_path / "parts"
 
-    def save(state, path):
+    def save(state, path, **_):
         if state["step"] <= 8 or (path.name == "best.pt" and state["step"] <= 16):
             original(state, path)
 

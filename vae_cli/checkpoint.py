@@ -1,9 +1,13 @@
-"""State to disk and back, atomically. Nothing but tensors and plain containers: `weights_only=True` reads it all."""
+"""State to disk and back, atomically and with a checksum.
+
+Nothing but tensors and plain containers: `weights_only=True` reads it all.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,17 @@ import torch
 
 from vae_cli.errors import UserError, first_line
 
-FORMAT = 1
+FORMAT = 2
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
     """Write a state to a temporary file beside `path`, flush it to disk, and rename it: whole, or not at all.
+
+    Args:
+        state: tensors and plain containers.
+        path: of the checkpoint.
+        keep: where the checkpoint that is at `path` now is kept; at no moment is neither of them there.
 
     Raises:
         UserError: the file cannot be written.
@@ -24,10 +34,13 @@ def save(state: dict[str, Any], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save({"format": FORMAT, "digest": digest(state), **state}, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.is_file():
+            _link(path, keep)
         partial.replace(path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{path}: the checkpoint cannot be written ({first_line(error)})") from error
@@ -42,9 +55,82 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes fail in as many ways as there are readers
         raise UserError(f"{path}: not a whole checkpoint (damaged, cut short or something else)") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
         raise UserError(f"{path}: not a checkpoint of format {FORMAT}")
-    return state
+    if state.pop("digest", None) != digest(state):
+        raise UserError(f"{path}: damaged (its checksum does not fit what it holds)")
+    return move(state, torch.device(device))
+
+
+def load_last(folder: Path, device: torch.device | str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Read the newest whole one of the last two checkpoints of a folder, and tell of one that is damaged.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return load(folder / LAST, device)
+    except UserError as error:
+        if not (folder / PREVIOUS).is_file():
+            raise
+        state = load(folder / PREVIOUS, device)
+        tell(f"{error}; the one before it is used, of step {state['step']}")
+        return state
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of tensors and plain containers: of their types, shapes and bytes."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(f"{value.dtype}{list(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            found.update(f"dict{len(value)}".encode())
+            for key, each in value.items():
+                add(key)
+                add(each)
+        elif isinstance(value, (list, tuple)):
+            found.update(f"list{len(value)}".encode())
+            for each in value:
+                add(each)
+        else:
+            found.update(repr(value).encode() + b";")
+
+    add(value)
+    return found.hexdigest()
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Return containers whose tensors are on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: move(each, device) for key, each in value.items()}
+    return type(value)(move(each, device) for each in value) if isinstance(value, (list, tuple)) else value
+
+
+def _link(path: Path, other: Path) -> None:
+    """Let another name stand for a file as well; where the file system knows no links, rename it."""
+    beside = other.with_name(other.name + ".partial")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(path, beside)
+    except OSError:
+        path.replace(beside)
+    beside.replace(other)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a renaming last, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    number = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vae_cli.errors import UserError, one_line
+from vae_cli.interruption import RESUMABLE, Interrupted
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -44,6 +45,9 @@ def guarded(name: str, body: Callable[[], object]) -> None:
         sys.exit(f"{name}: error: {one_line(error)}")
     except BrokenPipeError:  # `vae-train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Interrupted as interrupt:
+        print(f"{name}: interrupted{interrupt}", file=sys.stderr)
+        sys.exit(RESUMABLE)
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{interrupt}", file=sys.stderr)
         sys.exit(130)

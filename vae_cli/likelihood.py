@@ -256,6 +256,7 @@ class Gaussian(Likelihood):
         """Keep a running mean of the batches' optimal scales, for evaluation."""
         self.seen += 1.0
         rate = torch.clamp(1.0 / self.seen, min=0.01)
+        scale = torch.where(scale.isfinite(), scale, self.running_scale)
         self.running_scale += rate * (scale - self.running_scale)
 
 

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from vae_cli.errors import UserError, first_line
+
+OUT = ("out of memory", "can't allocate memory", "not enough memory")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time in a period, or max
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Within the block, say in one line what to lower where memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT):
+            raise
+        raise UserError(
+            f"out of memory ({first_line(error)}); lower trainer.batch_size, the width of the model or "
+            "objective.samples, or set trainer.precision=bf16 or trainer.resident=false"
+        ) from error
 
 
 def usable_threads() -> int:

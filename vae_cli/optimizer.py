@@ -35,6 +35,7 @@ class Adam(torch.optim.Adam):
             params, lr, (betas[0], betas[1]), eps, weight_decay, fused=fused, decoupled_weight_decay=self.decoupled
         )
         self._gathered: list[Lists] | None = None
+        self.found_inf: Tensor | None = None  # where it is 1, a step changes nothing
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; past the wrapper that would import the compiler, a second of a command's start."""
@@ -56,8 +57,10 @@ class Adam(torch.optim.Adam):
             type(self).straight(
                 params, grads, averages, squares, [], steps, amsgrad=False, lr=group["lr"],
                 beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
-                eps=group["eps"], maximize=False,
+                eps=group["eps"], maximize=False, found_inf=self.found_inf,
             )  # fmt: skip
+            if self.found_inf is not None:
+                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
     step.hooked = True  # type: ignore[attr-defined]  # torch wraps each step in a profiler's record otherwise
 

@@ -13,7 +13,8 @@ from vae_cli import checkpoint, diagnosis, metrics
 from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
-from vae_cli.machine import usable_threads
+from vae_cli.lock import locked
+from vae_cli.machine import memory_told, usable_threads
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of
 from vae_cli.randomness import seed_everything
@@ -40,6 +41,11 @@ def train(
     Raises:
         UserError: something the person can mend.
     """
+    with locked(folder), memory_told():
+        return _train(config, folder, resume, accepted)
+
+
+def _train(config: Config, folder: Path, resume: bool, accepted: Callable[[], None] | None) -> dict[str, Any]:
     device = choose_device(config.trainer.device)
     _set_up_process(config)
     dataset = load_dataset(config)
@@ -50,7 +56,8 @@ def train(
         vae.initialize(*dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
     objective = _objective(config, dataset, device)
     _probe(vae, objective, dataset, config, device)
-    last, best = _states(folder, dataset, device) if resume else (None, None)
+    told: list[str] = []
+    last, best = _states(folder, dataset, device, told.append) if resume else (None, None)
     folder.mkdir(parents=True, exist_ok=True)
     reporter = Reporter(folder, dataset.spec, conditional=vae.conditional, resumed_at=last["step"] if last else None)
     try:
@@ -60,6 +67,8 @@ def train(
         if accepted is not None:
             accepted()
         _introduce(config, dataset, vae, trainer, reporter, folder)
+        for line in told:
+            reporter.warn(line)
         trainer.fit()
         return _finish(config, dataset, trainer, reporter)
     finally:
@@ -88,13 +97,19 @@ def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, dev
             raise UserError(f"{own}: p(x|z).{what} has shape {shape} for two examples; {wanted} is allowed")
 
 
-def _states(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _states(
+    folder: Path, dataset: Dataset, device: torch.device, tell: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
-    last = checkpoint.load(folder / "checkpoints" / "last.pt", device)
+    last = checkpoint.load_last(folder / "checkpoints", device, tell)
     if change := changed({**last["spec"], **last["sizes"]}, dataset):
         raise UserError(f"resume={folder}: the data changed since the run began ({change})")
-    best = folder / "checkpoints" / "best.pt"
-    return last, checkpoint.load(best, device) if best.is_file() else None
+    best = folder / "checkpoints" / checkpoint.BEST
+    try:
+        return last, checkpoint.load(best, device) if best.is_file() else None
+    except UserError as error:
+        tell(f"{error}; the best weights are sought anew from here on")
+        return last, None
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:
@@ -111,12 +126,12 @@ def _objective(config: Config, dataset: Dataset, device: torch.device) -> Object
 def _trainer(
     config: Config, vae: VAE, objective: Objective, dataset: Dataset, reporter: Reporter, folder: Path
 ) -> Trainer:
-    about = {"config": config.plain, **_about(dataset)}
+    about, checkpoints = {"config": config.plain, **_about(dataset)}, folder / "checkpoints"
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
         if best is not None:
-            checkpoint.save(best | about, folder / "checkpoints" / "best.pt")
-        checkpoint.save(last | about, folder / "checkpoints" / "last.pt")
+            checkpoint.save(best | about, checkpoints / checkpoint.BEST)
+        checkpoint.save(last | about, checkpoints / checkpoint.LAST, keep=checkpoints / checkpoint.PREVIOUS)
 
     groups = [{"params": list(vae.parameters())}, *objective.groups()]
     steps, a_pass = config.trainer.steps, epoch_length(config.trainer, len(dataset.train))
@@ -221,12 +236,13 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         reporter.warn(line)
     settings = flat(config.plain)
     reporter.finish(summary, settings, trainer.step, note)
-    reporter.figures(vae, shown, shown_result)
-    reporter.codes(trainer.step, vae, shown)
+    reporter.attempt("figures", lambda: reporter.figures(vae, shown, shown_result))
+    reporter.attempt("the Projector's codes", lambda: reporter.codes(trainer.step, vae, shown))
     title = f"{name_of(config.model)} on {name_of(config.data)}"
     dimensions = f"{config.model.latent_dim} latent dimension{'s' if config.model.latent_dim > 1 else ''}"
     about = f"{name_of(config.likelihood)}, {dimensions}; {shown_split} examples, {note}"
-    reporter.page(vae, shown, shown_result, page.Heading(title, about, shown_split, summary, settings))
+    heading = page.Heading(title, about, shown_split, summary, settings)
+    reporter.attempt("report.html", lambda: reporter.page(vae, shown, shown_result, heading))
     return summary
 
 

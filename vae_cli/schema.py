@@ -5,6 +5,7 @@ Defaults live in conf/*.yaml alone.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ def _exists(path: str) -> str:
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+EVERY = r"^(\d+(?:\.\d+)?) ?(steps|epochs|minutes)$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -408,7 +410,8 @@ class Trainer(Settings):
     log_likelihood_samples: Annotated[int, Field(ge=0)]
     log_likelihood_examples: Count | None
     validate_every: Positive
-    checkpoint_every: Count
+    on_nan: Literal["stop", "skip", "rollback"]
+    checkpoint_every: Count | Annotated[str, Field(pattern=EVERY)]
     log_every: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
     resident: bool | Literal["auto"]
@@ -557,3 +560,9 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "": OwnPart,
     },
 }
+
+
+def every(amount: int | str) -> tuple[float, str]:
+    """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
+    found = re.match(EVERY, str(amount))
+    return (float(found[1]), found[2]) if found else (float(amount), "steps")

@@ -68,7 +68,17 @@ class Step:
         self._set: dict[int, float] = {}
         terms: Callable[[Tensor, Tensor | None], Terms] = self._objective
         self._terms = torch.compile(terms) if settings.compile else terms
-        self._graph = Graph(self._run, min(settings.batch_size, len(data))) if self.graphs else None
+        self.skipped = torch.zeros((), device=self.device)
+        if settings.on_nan == "skip":
+            if not isinstance(optimizer, Adam):
+                raise UserError("trainer.on_nan=skip: needs optimizer=adam or adamw; stop or rollback is allowed")
+            optimizer.found_inf = torch.zeros((), device=self.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was captured: the tensors that it worked on may be others now."""
+        self._set.clear()
+        self._graph = Graph(self._run, min(self.settings.batch_size, len(self.data))) if self.graphs else None
 
     @property
     def graphs(self) -> bool:
@@ -119,11 +129,25 @@ class Step:
         if self.settings.grad_clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
             self.grad_norm.copy_(norm)
+        found = [getattr(terms, name).detach() for name in TRACKED]
+        found += [terms.extra[name].detach() for name in self.objective.extra]
+        if self.settings.on_nan == "skip":
+            found = self._skip_if_infinite(found)
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged)
-        found = [getattr(terms, name).detach() for name in TRACKED]
-        torch._foreach_add_(self.each_sum, [*found, *(terms.extra[name].detach() for name in self.objective.extra)])
+        torch._foreach_add_(self.each_sum, found)
+
+    @torch.no_grad()
+    def _skip_if_infinite(self, found: list[Tensor]) -> list[Tensor]:
+        """Tell the optimizer, without asking the device, whether to do nothing; return terms that then count as 0."""
+        assert isinstance(self.optimizer, Adam)
+        assert self.optimizer.found_inf is not None
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        bad = (sum(found, norm) - sum(found, norm)).isfinite().logical_not()
+        self.optimizer.found_inf.copy_(bad)
+        self.skipped += bad
+        return [torch.where(bad, 0.0, term) for term in found]
 
     def _objective(self, x: Tensor, y: Tensor | None) -> Terms:
         return self.objective(self.vae, x, y, weight=self.weight, free_bits=self.kl.free_bits, target=self.target)
@@ -137,16 +161,19 @@ class Step:
         for own, other in zip(averaged.buffers(), self.vae.buffers(), strict=True):
             own.copy_(other)
 
-    def take(self) -> tuple[dict[str, float], float, float]:
-        """Return the means since the last time, the last gradient's norm and the KL weight: the one transfer."""
+    def take(self) -> tuple[dict[str, float], float, float, int]:
+        """Return the means since the last time, the last gradient's norm, the KL weight, and the number of steps skipped."""
         if self.settings.grad_clip is None:
             grads = [p.grad for p in self.vae.parameters() if p.grad is not None]
             self.grad_norm.copy_(torch.nn.utils.get_total_norm(grads))
-        numbers = torch.cat([self.sums / self.summed, torch.stack([self.grad_norm, self.weight])])
-        *means, norm, weight = numbers.tolist()
+        means_now = self.sums / (self.summed - self.skipped)
+        *means, norm, weight, skipped = torch.cat(
+            [means_now, torch.stack([self.grad_norm, self.weight, self.skipped])]
+        ).tolist()
         self.sums.zero_()
+        self.skipped.zero_()
         self.summed = 0
-        return dict(zip(self.tracked, means, strict=True)), norm, weight
+        return dict(zip(self.tracked, means, strict=True)), norm, weight, int(skipped)
 
 
 class Graph:

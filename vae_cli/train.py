@@ -6,8 +6,11 @@ torch is imported only once the configuration has been accepted, so that help an
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import count, pairwise
@@ -20,10 +23,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_cli import errors
+from vae_cli import errors, sweep
 from vae_cli.command import DEBUGGING, guarded, own_folders
 from vae_cli.errors import CONF, UserError, one_line
+from vae_cli.interruption import Interrupted
 
+SETTINGS = Path(".hydra") / "config.yaml"
 OVERLAYS = ("experiment", "debug")  # groups that only set others
 MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
@@ -33,10 +38,18 @@ def main() -> None:
     """Run vae-train; print errors as one line and exit with 1."""
 
     def body() -> None:
+        signal.signal(signal.SIGTERM, _terminated)
         sys.argv[1:] = _prepared(sys.argv[1:])
         application()
+        if lines := sweep.failures():
+            raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
 
     guarded("vae-train", body)
+
+
+def _terminated(*_: object) -> None:
+    """Stop where no step is under way: while data load, or after training, which is saved by then."""
+    raise Interrupted
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
@@ -50,13 +63,16 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     if "trainer.epochs" in keys and keys.get("trainer.steps", "null") != "null":
         raise UserError("trainer.epochs: has no effect beside trainer.steps; give one of the two")
     given = (keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null").strip("'\"")
-    if given == "null":
+    if given in ("null", "auto"):
         return list(arguments)
     if "-m" in arguments or "--multirun" in arguments:
         raise UserError(f"resume={given}: goes on with a single run, not with a sweep")
     folder = Path(given)
-    for needed in (".hydra/config.yaml", "checkpoints/last.pt"):
-        if not (folder / needed).is_file():
+    for needed, there in (
+        (".hydra/config.yaml", (folder / SETTINGS).is_file()),
+        ("checkpoints/last.pt", _saved(folder)),
+    ):
+        if not there:
             jobs = sorted(str(path.parents[1]) for path in folder.glob("*/checkpoints/last.pt"))
             hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
             raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
@@ -79,25 +95,68 @@ def application(composed: DictConfig) -> float:
     sweeping = job.mode == RunMode.MULTIRUN
     if sweeping:
         print(f"job {job.job.num}: {job.job.override_dirname}")
-    resume = bool(composed.get("resume"))
     folder, claimed = Path(job.runtime.output_dir), False
     try:
-        if not resume:
+        if composed.get("resume") == "auto":
+            return _begin_or_go_on(composed, folder, sweeping)
+        if not (resume := bool(composed.get("resume"))):
             folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
             claimed = True
-        return _train(composed, folder, resume)
-    except (UserError, OmegaConfBaseException) as error:
+        return _train(_resumed(folder, composed) if resume else _settings(composed), folder, resume)
+    except Exception as error:
         if claimed:  # another run's claim is not ours to withdraw
             _withdraw(folder)
-        if sweeping:
-            print(f"job {job.job.num} failed: {one_line(error)}", file=sys.stderr)
-        if sweeping or DEBUGGING:
-            raise  # a sweep goes on with its other jobs
-        sys.exit(f"vae-train: error: {one_line(error)}")
-    except KeyboardInterrupt:
+        expected = isinstance(error, (UserError, OmegaConfBaseException))
+        if DEBUGGING or not (sweeping or expected):
+            raise
+        if not sweeping:
+            sys.exit(f"vae-train: error: {one_line(error)}")
+        print(f"job {job.job.num} failed: {sweep.failed(folder, error)}", file=sys.stderr)
+        return math.nan  # the others run; what failed is told again at the end
+    except KeyboardInterrupt as interrupt:
         shown = shlex.quote(f"resume={os.path.relpath(folder)}")
-        saved = (folder / "checkpoints" / "last.pt").exists()
-        raise KeyboardInterrupt(f"; go on with: vae-train {shown}" if saved else "") from None
+        raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
+
+
+def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float:
+    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished."""
+    key = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
+    if not _typed(key):
+        raise UserError(f"resume=auto: needs a folder that stays the same from start to start; give {key}=FOLDER")
+    settings, resume = _settings(composed), _saved(folder)
+    summary = folder / "summary.json"
+    if resume and not _refuse_others(settings, folder) and summary.is_file():
+        print(f"finished already: {os.path.relpath(folder)}")
+        return _score(json.loads(summary.read_text()))
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    return _train(settings, folder, resume)
+
+
+def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
+    """Return whether settings differ from those of the run in a folder, in what a resumed run may be given anew.
+
+    Raises:
+        UserError: they differ in something else.
+    """
+    from vae_cli.config import flat
+
+    own, new = flat(_stored(folder)), flat(settings)
+    differing = [key for key in {**own, **new} if own.get(key) != new.get(key) and key != "resume"]
+    for key in differing:
+        if not key.startswith(MAY_CHANGE) or key in MUST_STAY:
+            raise UserError(
+                f"{key}={new.get(key)}: the run in {folder} has {own.get(key)}; choose another folder for it"
+            )
+    return bool(differing)
+
+
+def _saved(folder: Path) -> bool:
+    return any((folder / "checkpoints" / name).is_file() for name in ("last.pt", "previous.pt"))
+
+
+def _score(summary: dict[str, Any]) -> float:
+    """Return valid/elbo, or without one train/elbo, to a sweeper."""
+    return summary.get("valid/elbo", summary["train/elbo"])
 
 
 def _typed(key: str) -> bool:
@@ -127,14 +186,14 @@ def _claimed(folder: Path, *, chosen: bool) -> Path:
 def _withdraw(folder: Path) -> None:
     """Give a claimed folder up, where the run was refused before it wrote anything."""
     with contextlib.suppress(OSError):
+        (folder / ".lock").unlink(missing_ok=True)
         (folder / ".hydra").rmdir()
         folder.rmdir()
 
 
-def _train(composed: DictConfig, folder: Path, resume: bool) -> float:
+def _train(settings: dict[str, Any], folder: Path, resume: bool) -> float:
     from vae_cli.config import validate
 
-    settings = _resumed(folder, composed) if resume else _settings(composed)
     config = validate(settings)
     _find_own_parts(settings)
     from vae_cli import run  # brings torch
@@ -142,7 +201,7 @@ def _train(composed: DictConfig, folder: Path, resume: bool) -> float:
     summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
     print(f"report: {os.path.relpath(folder / 'report.html')}")
     print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
-    return summary.get("valid/elbo", summary["train/elbo"])
+    return _score(summary)
 
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:
@@ -151,7 +210,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     typed = [*(OmegaConf.load(earlier) if earlier.is_file() else []), *HydraConfig.get().overrides.task]
     for name, content in (
         ("config", settings),
-        ("overrides", [override for override in typed if not override.startswith("resume=")]),
+        ("overrides", [each for each in dict.fromkeys(typed) if not each.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
         OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml.partial")
@@ -171,7 +230,7 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
-    own = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    own = OmegaConf.create(_stored(folder))
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")
         if key == "resume":
@@ -184,8 +243,26 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
         OmegaConf.update(own, key, OmegaConf.select(composed, key))
         if key == "trainer.epochs":
             OmegaConf.update(own, "trainer.steps", None)
-    assert isinstance(own, DictConfig)
     return _settings(own)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run was accepted with; they are plain, and what would be interpolated is refused.
+
+    Raises:
+        UserError: they cannot be read, or are no settings.
+    """
+    import yaml
+
+    path = folder / SETTINGS
+    try:
+        text = path.read_text()
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({errors.first_line(error)})") from error
+    if not isinstance(found, dict) or "${" in text:
+        raise UserError(f"{path}: holds no plain settings of a run")
+    return found
 
 
 def _find_own_parts(settings: dict[str, Any]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,17 +14,24 @@ from torch import Tensor
 from vae_cli import metrics, randomness
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
+from vae_cli.interruption import Interrupted, Interruption
 from vae_cli.objective import Objective
 from vae_cli.report import Reporter
 from vae_cli.schedule import Constant, ConstantLR
 from vae_cli.schema import Trainer as TrainerSettings
+from vae_cli.schema import every
 from vae_cli.step import Step
 from vae_cli.vae import VAE
 
+ROLLBACKS = 3  # at most, in a run that diverges
 COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
 PICTURES = 10  # how many times in a run pictures go to TensorBoard
+
+
+class Diverged(UserError):
+    """A term or a weight is not finite."""
 
 
 class Trainer:
@@ -73,9 +79,11 @@ class Trainer:
             vae=vae, objective=objective, optimizer=optimizer, kl=kl, data=self.train, settings=settings
         )
         self.lr = [group["lr"] for group in optimizer.param_groups]
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.saved = 0, 0.0, time.monotonic()
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.waited = False, 0
+        self.rollbacks = 0
+        self.good: dict[str, Any] | None = None
         self.since, self.since_step = time.perf_counter(), 0
 
     @property
@@ -98,20 +106,26 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step or until patience is over; end with a validation and a checkpoint."""
         self.vae.train()
+        if self.settings.on_nan == "rollback":
+            self.good = copy.deepcopy(self.state_dict())
         self.reporter.begin(self.step, self.total)
         indices = self._indices()
         self.since, self.since_step = time.perf_counter(), self.step
         started, before = time.perf_counter(), self.seconds
-        with _Interruption() as interruption:
+        with Interruption() as interruption:
             while self.step < self.total and not self._patience_is_over() and not interruption.asked:
                 self._update(next(indices))
                 self.step += 1
                 self.reporter.advance(self.step)
                 self.seconds = before + time.perf_counter() - started
-                self._keep_up()
+                try:
+                    self._keep_up()
+                except Diverged as error:
+                    self._roll_back(error)
+                    indices = self._indices()
             if interruption.asked:
                 self.save()
-                raise KeyboardInterrupt
+                raise Interrupted(interruption.asked)
         if self.step > self.since_step:
             self._log()
         self.save()
@@ -124,8 +138,14 @@ class Trainer:
         every = max(1, round(self.settings.validate_every * self.steps_per_epoch))
         if self.step % every == 0 or last:
             self._validate(every)
-        if self.step % self.settings.checkpoint_every == 0 and not last:
+        if self._checkpoint_is_due() and not last:
             self.save()
+
+    def _checkpoint_is_due(self) -> bool:
+        amount, unit = every(self.settings.checkpoint_every)
+        if unit == "minutes":
+            return time.monotonic() - self.saved >= 60.0 * amount
+        return self.step % max(1, round(amount * (self.steps_per_epoch if unit == "epochs" else 1))) == 0
 
     def _indices(self) -> Iterator[Tensor]:
         """Yield the index [B] of each batch from here on, epoch after epoch, and announce the one after it."""
@@ -151,7 +171,9 @@ class Trainer:
 
     def _log(self) -> None:
         """Report the means since the last log: the one transfer from the device of an interval."""
-        terms, norm, weight = self.stepper.take()
+        terms, norm, weight, skipped = self.stepper.take()
+        if skipped:
+            self.reporter.warn(f"{skipped} steps by step {self.step} were skipped: loss or gradient was not finite")
         now = time.perf_counter()
         rate = (self.step - self.since_step) * self.batch_size / max(now - self.since, 1e-9)
         scalars = {f"train/{name}": value for name, value in terms.items()}
@@ -161,12 +183,35 @@ class Trainer:
         self.reporter.scalars(self.step, self.epoch, scalars)
         self._refuse_infinite(terms)
 
+    def _roll_back(self, error: Diverged) -> None:
+        """Go back to the state that was saved last, with half the learning rate and other draws; three times at most.
+
+        Raises:
+            Diverged: that is not asked for, or does not help.
+        """
+        if self.good is None or self.rollbacks == ROLLBACKS:
+            raise error
+        rollbacks, lr, step = self.rollbacks + 1, [rate / 2.0 for rate in self.lr], self.step
+        draws = randomness.state_dict(self.device)
+        self.load_state_dict(copy.deepcopy(self.good), self.best)
+        randomness.load_state_dict(draws, self.device)
+        self.rollbacks, self.lr = rollbacks, lr
+        self.reporter.rewind(self.step)
+        self.since, self.since_step = time.perf_counter(), self.step
+        self.reporter.warn(
+            f"{str(error).partition(';')[0]}: gone back from step {step} to step {self.step} with half the learning "
+            f"rate ({rollbacks} of {ROLLBACKS} times at most)"
+        )
+
     def _refuse_infinite(self, terms: dict[str, float]) -> None:
         if bad := [name for name, value in terms.items() if not math.isfinite(value)]:
-            raise UserError(
-                f"training diverged: {', '.join(bad)} not finite by step {self.step}; "
-                "lower optimizer.lr, set trainer.grad_clip=1, standardise the data, or raise likelihood.min_scale"
-            )
+            raise Diverged(self._diverged(", ".join(bad)))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"training diverged: {what} not finite by step {self.step}; the checkpoint of before is kept; "
+            "lower optimizer.lr, set trainer.grad_clip=1, standardise the data, or raise likelihood.min_scale"
+        )
 
     def _validate(self, every: int) -> None:
         """Evaluate the watched examples; keep the best weights where they are validation examples."""
@@ -208,8 +253,16 @@ class Trainer:
 
     def save(self) -> None:
         """Put the best state (where it is new) and everything needed to go on to disk."""
+        self._refuse_infinite_weights()
         self.save_to_disk(self.best if self.best_is_new else None, self.state_dict())
-        self.best_is_new = False
+        self.best_is_new, self.saved = False, time.monotonic()
+        if self.settings.on_nan == "rollback":
+            self.good = copy.deepcopy(self.state_dict())
+
+    def _refuse_infinite_weights(self) -> None:
+        """Keep the last good checkpoint: weights that are not finite are not saved."""
+        if not all(bool(p.isfinite().all()) for p in self.vae.parameters()):
+            raise Diverged(self._diverged("weights"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training goes on from."""
@@ -224,6 +277,8 @@ class Trainer:
             "seconds": self.seconds,
             "best_score": None if self.best is None else self.best["score"],
             "waited": self.waited,
+            "lr": self.lr,
+            "rollbacks": self.rollbacks,
             "warnings": list(self.reporter.warnings),
             "sums": self.stepper.sums,
             "summed": self.stepper.summed,
@@ -242,7 +297,11 @@ class Trainer:
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
             best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]
-        self.reporter.warnings += state["warnings"]
+        self.rollbacks = state["rollbacks"]
+        if self.rollbacks:
+            self.lr = list(state["lr"])
+        self.reporter.warnings += [line for line in state["warnings"] if line not in self.reporter.warnings]
+        self.stepper.reset()
         self.stepper.sums.copy_(state["sums"])
         self.stepper.summed = state["summed"]
         randomness.load_state_dict(state["random"], self.device)
@@ -251,26 +310,6 @@ class Trainer:
 def epoch_length(settings: TrainerSettings, n: int) -> int:
     """Return the steps of one pass over n examples; a remainder too small for a batch waits for the next shuffle."""
     return n // min(settings.batch_size, n)
-
-
-class _Interruption:
-    """Turns the first Ctrl-C into a wish that the loop grants after its step; the second interrupts at once."""
-
-    asked = False
-
-    def __enter__(self) -> _Interruption:
-        self.before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.before)
 
 
 def choose_device(name: str, key: str = "trainer.device") -> torch.device:

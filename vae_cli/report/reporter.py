@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vae_cli.data import Resident, Spec
+from vae_cli.errors import UserError, first_line
 from vae_cli.metrics import Evaluation, undisturbed
 from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
@@ -43,6 +44,14 @@ class Reporter:
         self.board = Board(folder / "tensorboard", purge_step=start + 1)
         self.warnings: list[str] = []
 
+    def rewind(self, step: int) -> None:
+        """Void what was written after a step: the run has gone back to it."""
+        self.lines.close()
+        self.board.close()
+        _truncate(self.metrics, step)
+        self.lines = self.metrics.open("a", buffering=1)
+        self.board = Board(self.folder / "tensorboard", purge_step=step + 1)
+
     def line(self, text: str) -> None:
         """Say something."""
         self.terminal.line(text)
@@ -51,6 +60,13 @@ class Reporter:
         """Say something that the person should look into; it is kept for the summary."""
         self.warnings += [text] if text not in self.warnings else []
         self.terminal.line(f"warning: {text}", style="yellow")
+
+    def attempt(self, what: str, write: Callable[[], None]) -> None:
+        """Write something that a run can do without; where the disk refuses, say so and go on."""
+        try:
+            write()
+        except OSError as error:
+            self.warn(f"{what}: could not be written ({first_line(error)})")
 
     def begin(self, step: int, total: int) -> None:
         """Training begins."""
@@ -152,8 +168,11 @@ class Reporter:
         self.board.close()
 
     def _write(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
-        self.board.scalars(step, scalars)
-        self.lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **scalars}) + "\n")
+        self.attempt("tensorboard", lambda: self.board.scalars(step, scalars))
+        try:
+            self.lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **scalars}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.metrics}: cannot be written ({first_line(error)})") from error
 
 
 def _truncate(metrics: Path, step: int) -> None:

@@ -1,0 +1,363 @@
+"""Nothing is lost: kills, damage, full disks, signals, two runs at once."""
+
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, TINY, command, configure, train
+from vae_cli import checkpoint
+from vae_cli.errors import UserError
+from vae_cli.lock import locked
+from vae_cli.machine import memory_told
+from vae_cli.report import Reporter
+from vae_cli.schema import every
+
+SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
+LONG = [*TINY, "trainer.steps=4000", "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
+
+
+def weights(folder):
+    return checkpoint.load(folder / "checkpoints" / "last.pt")["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def numbers(folder):
+    found = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in found.items() if "/" in key}
+
+
+def history(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "per_second" not in key} for line in found]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2],
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 16]) + data[len(data) // 2 + 1 :],
+    "text": lambda data: b"not a checkpoint",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_is_used(tmp_path, damage, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(whole, *SHORT)
+    shutil.copytree(whole, broken)
+    last = broken / "checkpoints" / "last.pt"
+    last.write_bytes(DAMAGES[damage](last.read_bytes()))
+    train(broken, *SHORT, resume=True)
+    assert "the one before it is used, of step 16" in capsys.readouterr().out
+    assert equal(weights(broken), weights(whole))
+    assert history(broken) == history(whole)
+    assert numbers(broken) == numbers(whole)
+
+
+def test_no_flipped_bit_passes_for_a_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    state = {"model": {"w": torch.randn(40, 10), "n": torch.arange(5)}, "step": 7, "none": None, "pair": (1, [2.5])}
+    path = tmp_path / "last.pt"
+    checkpoint.save(state, path)
+    good, chance = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(good)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert checkpoint.digest(checkpoint.load(path)) == checkpoint.digest(state)
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+def test_at_no_moment_is_there_no_whole_checkpoint(tmp_path, monkeypatch):
+    """Stop at every system call that changes a name: the folder always holds a state that loads."""
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    checkpoint.save({"step": 1}, last, keep=previous)
+    checkpoint.save({"step": 2}, last, keep=previous)
+    seen = []
+    original = os.replace
+
+    def look(*names):
+        seen.append(checkpoint.load_last(tmp_path, "cpu", print)["step"])
+        original(*names)
+        seen.append(checkpoint.load_last(tmp_path, "cpu", print)["step"])
+
+    monkeypatch.setattr("pathlib.Path.replace", lambda self, other: look(self, other))
+    checkpoint.save({"step": 3}, last, keep=previous)
+    assert seen == [2, 2, 2, 3]
+    assert checkpoint.load(previous)["step"] == 2
+
+
+@pytest.mark.parametrize("extra", [[], ["model=conv", "conditional=label", "kl=cyclical", "trainer.ema=0.9"]])
+def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path, extra):
+    _survive(tmp_path, kills=2 if extra else 4, extra=[*extra, "trainer.steps=500" if extra else "trainer.steps=2500"])
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tmp_path):
+    _survive(tmp_path, kills=100, extra=["trainer.steps=60000", "trainer.checkpoint_every=50"])
+
+
+def _survive(tmp_path, kills, extra):
+    settings = [*LONG, *extra, "resume=auto"]
+    chance = random.Random(0)
+    folder, done = tmp_path / "killed", 0
+    arguments = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={folder}"]
+    for _ in range(kills):
+        with subprocess.Popen(
+            arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            wait_for(lambda: (folder / "metrics.jsonl").exists() or process.poll() is not None)
+            time.sleep(2.0 + 2.0 * chance.random() if done else 2.5)
+            process.kill()
+            errors = process.stderr.read()
+        assert not errors, errors
+        done += 1
+    final = command(*settings, f"hydra.run.dir={folder}")
+    assert final.returncode == 0, final.stderr
+    assert command(*settings, f"hydra.run.dir={tmp_path}/whole").returncode == 0
+    assert equal(weights(folder), weights(tmp_path / "whole"))
+    assert history(folder) == history(tmp_path / "whole")
+    assert numbers(folder) == numbers(tmp_path / "whole")
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, name):
+    folder = tmp_path / "run"
+    arguments = [sys.executable, "-m", "vae_cli.train", *LONG, "trainer.steps=200000", f"hydra.run.dir={folder}"]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0)
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors.startswith("vae-train: interrupted; go on with: vae-train resume=")
+    step = checkpoint.load(folder / "checkpoints" / "last.pt")["step"]
+    done = command(f"resume={folder}", f"trainer.steps={step + 3}")
+    assert f"going on at step {step}" in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_folder_has_one_run_at_a_time_and_a_dead_one_does_not_count(tmp_path):
+    folder = tmp_path / "run"
+    with locked(folder), pytest.raises(UserError, match=rf"another process \({os.getpid()}\) trains there"):
+        train(folder, *TINY)
+    code = "from pathlib import Path; from vae_cli.lock import locked; import os\n"
+    code += f"with locked(Path({str(folder)!r})): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 9
+    train(folder, *TINY)
+
+
+def test_auto_begins_goes_on_and_leaves_alone_what_is_finished(tmp_path):
+    folder = tmp_path / "a run"
+    settings = [*SHORT, "resume=auto", f"hydra.run.dir='{folder}'"]
+    assert command(*settings, "trainer.steps=16").returncode == 0
+    again = command(*settings, "trainer.steps=16")
+    assert again.returncode == 0
+    assert again.stdout.startswith("finished already: ")
+    more = command(*settings)
+    assert "going on at step 16" in more.stdout
+    train(tmp_path / "whole", *SHORT)
+    assert equal(weights(folder), weights(tmp_path / "whole"))
+    other = command(*settings, "model.latent_dim=9")
+    assert other.returncode == 1
+    assert "model.latent_dim=9: the run in " in other.stderr
+    assert other.stderr.count("\n") == 1
+    nowhere = command(*SHORT, "resume=auto", cwd=tmp_path)
+    assert nowhere.stderr.startswith("vae-train: error: resume=auto: needs a folder that stays the same")
+
+
+def test_a_sweep_runs_only_what_is_missing_and_lists_what_failed(tmp_path):
+    sweep = ["-m", "kl.weight=-1,1,2", *TINY, "resume=auto", f"hydra.sweep.dir={tmp_path}/sweep"]
+    first = command(*sweep)
+    assert first.returncode == 1
+    assert "Error executing job" not in first.stderr
+    last = first.stderr.splitlines()[-2:]
+    assert last[0] == "vae-train: error: 1 jobs of the sweep failed"
+    assert last[1] == f"{tmp_path}/sweep/0: kl.weight=-1: at least 0 is allowed"
+    assert (tmp_path / "sweep" / "2" / "summary.json").is_file()
+    (tmp_path / "sweep" / "2" / "summary.json").unlink()
+    second = command(*sweep)
+    assert second.stdout.count("finished already: ") == 1
+    assert second.stdout.count("going on at step 2") == 1
+    assert second.stderr.splitlines()[-2:] == last
+
+
+FULL = """
+import resource, signal, sys
+from vae_cli import train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (BYTES, BYTES))
+train.main()
+"""
+
+
+def test_a_full_disk_is_told_by_the_files_name_and_spares_the_earlier_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    assert command(*SHORT, "trainer.steps=8", f"hydra.run.dir={folder}").returncode == 0
+    before = weights(folder)
+    limit = (folder / "checkpoints" / "last.pt").stat().st_size // 2
+    arguments = [sys.executable, "-c", FULL.replace("BYTES", str(limit)), f"resume={folder}", "trainer.steps=24"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "checkpoints/last.pt: the checkpoint cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert equal(weights(folder), before)
+    assert not list((folder / "checkpoints").glob("*.partial"))
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
+
+
+def test_a_run_does_without_a_figure_that_cannot_be_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Reporter, "figures", full)
+    summary = train(tmp_path, *TINY)
+    assert "test/elbo" in summary
+    assert (tmp_path / "report.html").is_file()
+    assert "figures: could not be written ([Errno 28] No space left on device)" in (tmp_path / "train.log").read_text()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    from vae_cli.step import Step
+
+    original = Step.__call__
+
+    def poisoned(self, *arguments, **named):
+        original(self, *arguments, **named)
+        self.taken = getattr(self, "taken", 0) + 1
+        if self.taken == 16:  # after the checkpoint of step 8, and just before that of step 16
+            with torch.no_grad():
+                self.parameters[0][0] = float("nan")
+
+    monkeypatch.setattr(Step, "__call__", poisoned)
+    with pytest.raises(
+        UserError, match="training diverged: weights not finite by step 16; the checkpoint of before is kept"
+    ):
+        train(tmp_path, *SHORT, "trainer.log_every=100", "trainer.validate_every=100")
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"] == 8
+
+
+def test_memory_that_runs_out_is_told_with_what_to_lower():
+    texts = "CUDA out of memory. Tried to allocate 20 GiB", "DefaultCPUAllocator: can't allocate memory: 9 bytes"
+    for error in (MemoryError(), *map(RuntimeError, texts)):
+        with pytest.raises(UserError, match=r"out of memory .*; lower trainer\.batch_size"), memory_told():
+            raise error
+    with pytest.raises(RuntimeError, match="something else"), memory_told():
+        raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    (1000, (1000.0, "steps")), ("2 epochs", (2.0, "epochs")), ("0.5epochs", (0.5, "epochs")),
+    ("10 minutes", (10.0, "minutes")),
+])  # fmt: skip
+def test_a_checkpoint_comes_every_so_many_steps_epochs_or_minutes(given, meant):
+    assert every(given) == meant
+    assert configure(
+        *TINY, f"trainer.checkpoint_every='{given}'" if isinstance(given, str) else f"trainer.checkpoint_every={given}"
+    )
+
+
+def test_checkpoints_by_epochs_and_by_the_clock(tmp_path, monkeypatch):
+    saved = []
+    original = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda state, path, **kw: (saved.append((path.name, state["step"])), original(state, path, **kw)),
+    )
+    train(tmp_path / "a", *TINY, "trainer.batch_size=45", "trainer.steps=20", "trainer.checkpoint_every=2 epochs")
+    assert [step for name, step in saved if name == "last.pt"] == [6, 12, 18, 20]
+    saved.clear()
+    train(tmp_path / "b", *TINY, "trainer.steps=3", "trainer.checkpoint_every=0.0000001 minutes")
+    assert [step for name, step in saved if name == "last.pt"] == [1, 2, 3]
+    with pytest.raises(UserError, match=r"trainer\.checkpoint_every=5 parsecs"):
+        configure(*TINY, "trainer.checkpoint_every=5 parsecs")
+
+
+def poison(monkeypatch, steps):
+    """Make the loss of some steps NaN, gradients included, each the first time it is taken."""
+    from vae_cli.objective import ELBO
+    from vae_cli.step import Step
+
+    left, now = set(steps), [0]
+    loss, call = ELBO.loss, Step.__call__
+
+    def counted(self, *arguments, **named):
+        now[0] += 1
+        call(self, *arguments, **named)
+
+    def bad(self, *arguments):
+        value, extra = loss(self, *arguments)
+        if now[0] in left:
+            left.discard(now[0])
+            return value * float("nan"), extra
+        return value, extra
+
+    monkeypatch.setattr(Step, "__call__", counted)
+    monkeypatch.setattr(ELBO, "loss", bad)
+
+
+def test_a_bad_step_is_skipped_where_that_is_asked_for(tmp_path, monkeypatch):
+    poison(monkeypatch, [5, 6, 13])
+    summary = train(tmp_path, *SHORT, "trainer.on_nan=skip")
+    assert math.isfinite(summary["test/elbo"])
+    found = [line for line in history(tmp_path) if "train/loss" in line]
+    assert all(math.isfinite(line["train/loss"]) for line in found)
+    warnings = json.loads((tmp_path / "summary.json").read_text())["warnings"]
+    assert [line[:19] for line in warnings[:2]] == ["2 steps by step 8 w", "1 steps by step 16 "]
+
+
+def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(tmp_path, monkeypatch):
+    train(tmp_path / "seven", *SHORT, "trainer.on_nan=skip", "trainer.steps=7")
+    poison(monkeypatch, [8])
+    train(tmp_path / "eight", *SHORT, "trainer.on_nan=skip", "trainer.steps=8")
+    states = [checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("seven", "eight")]
+    for key in ("model", "optimizer"):
+        assert checkpoint.digest(states[0][key]) == checkpoint.digest(states[1][key])
+
+
+def test_nothing_changes_where_no_step_is_bad(tmp_path):
+    train(tmp_path / "stop", *SHORT)
+    for way in ("skip", "rollback"):
+        train(tmp_path / way, *SHORT, f"trainer.on_nan={way}")
+        assert equal(weights(tmp_path / way), weights(tmp_path / "stop"))
+
+
+def test_a_run_that_diverges_goes_back_where_that_is_asked_for(tmp_path, monkeypatch):
+    poison(monkeypatch, [13])
+    summary = train(tmp_path, *SHORT, "trainer.on_nan=rollback")
+    assert summary["steps"] == 24
+    warnings = json.loads((tmp_path / "summary.json").read_text())["warnings"]
+    assert "gone back from step 16 to step 8 with half the learning rate (1 of 3 times at most)" in warnings[0]
+    found = [line for line in history(tmp_path) if "train/loss" in line]
+    assert [line["step"] for line in found] == [4, 8, 12, 16, 20, 24]
+    rates = [line["train/learning_rate"] for line in found]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 5e-4, 5e-4])
+
+
+def test_a_run_that_never_stops_diverging_stops(tmp_path, monkeypatch):
+    poison(monkeypatch, range(9, 1000))
+    with pytest.raises(UserError, match=r"training diverged: .* not finite by step 10"):
+        train(tmp_path, *SHORT, "trainer.on_nan=rollback")
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"] == 8

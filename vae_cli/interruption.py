@@ -1,0 +1,39 @@
+"""Signals that ask a run to stop: it finishes its step, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+RESUMABLE = 75  # the exit code of a run that was interrupted and can go on: EX_TEMPFAIL, "try again"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped on request, and is saved."""
+
+
+class Interruption:
+    """Within the block, the first signal becomes a wish that the loop grants after its step.
+
+    A second Ctrl-C interrupts at once; schedulers that repeat SIGTERM or SIGUSR1 do not.
+    """
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {each: signal.signal(each, self._ask) for each in SIGNALS}
+        return self
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = self.asked or signal.Signals(number).name
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self.before.items():
+            signal.signal(each, handler)

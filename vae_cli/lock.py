@@ -1,0 +1,43 @@
+"""One process at a time trains in a folder. The system drops the lock of a process that dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vae_cli.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder within the block.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    number = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _take(number, folder)
+        yield
+    finally:
+        os.close(number)
+
+
+def _take(number: int, folder: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(number, 32, 0).decode(errors="replace").strip()
+        raise UserError(f"{folder}: another process ({holder or 'unknown'}) trains there") from None
+    os.ftruncate(number, 0)
+    os.pwrite(number, str(os.getpid()).encode(), 0)
