@@ -144,7 +144,9 @@ def test_a_foreign_part_is_refused_unless_trusted(folder, tmp_path):
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
     config["likelihood"]["_target_"] = "os.system"
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match=r"likelihood\._target_=os\.system: not a part of vae_cli; trust=true"):
+    with pytest.raises(
+        UserError, match=r"likelihood\._target_=os\.system: not a part of vae_cli; trust=\[os\] runs it"
+    ):
         parts.restore(run, torch.device("cpu"))
     config["likelihood"]["_target_"] = "vae_cli.likelihood.os"
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))

@@ -116,18 +116,17 @@ def test_a_hundred_kills(tmp_path):
 def _survive(tmp_path, kills, extra):
     settings = [*LONG, *extra, "resume=auto"]
     chance = random.Random(0)
-    folder, done = tmp_path / "killed", 0
+    folder = tmp_path / "killed"
     arguments = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={folder}"]
-    for _ in range(kills):
+    for nth in range(kills):
         with subprocess.Popen(
             arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             wait_for(lambda: (folder / "metrics.jsonl").exists() or process.poll() is not None)
-            time.sleep(2.0 + 2.0 * chance.random() if done else 2.5)
+            time.sleep(2.0 + 2.0 * chance.random() if nth else 2.5)
             process.kill()
             errors = process.stderr.read()
         assert not errors, errors
-        done += 1
     final = command(*settings, f"hydra.run.dir={folder}")
     assert final.returncode == 0, final.stderr
     assert command(*settings, f"hydra.run.dir={tmp_path}/whole").returncode == 0

@@ -7,7 +7,7 @@ they were before standardising.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from vae_cli.vae import VAE
 SLACK = 1e-4  # how far beyond the data's range a value may lie
 
 
-def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = False, data: str | None = None) -> Trained:
+def load(
+    run: str | os.PathLike[str], *, device: str = "auto", trust: bool | Sequence[str] = False, data: str | None = None
+) -> Trained:
     """Return the model of a finished run, in evaluation mode, with the weights that its numbers come from.
 
     Args:
         run: the run folder.
         device: auto (CUDA, then MPS, then the CPU), cpu, cuda or mps.
-        trust: whether parts that are not vae_cli's own may be built; their code would run.
+        trust: whose parts may be built besides vae_cli's own: packages by name, or True for all. Their code would run.
         data: where the run's data are now, if they have moved.
 
     Raises:
@@ -44,7 +46,7 @@ def load(run: str | os.PathLike[str], *, device: str = "auto", trust: bool = Fal
 
 
 def load_data(
-    run: str | os.PathLike[str], split: str = "test", *, data: str | None = None, trust: bool = False
+    run: str | os.PathLike[str], split: str = "test", *, data: str | None = None, trust: bool | Sequence[str] = False
 ) -> tuple[Tensor, Tensor | None]:
     """Return a split of a run's own data as an evaluation sees it: x [N, *shape] float32, y [N], [N, A] or None.
 

@@ -12,6 +12,7 @@ import torch
 from vae_cli.errors import UserError, first_line
 
 OUT = ("out of memory", "can't allocate memory", "not enough memory")
+MEMORY = Path("/proc/meminfo")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time in a period, or max
 
 
@@ -27,6 +28,15 @@ def memory_told() -> Iterator[None]:
             f"out of memory ({first_line(error)}); lower trainer.batch_size, the width of the model or "
             "objective.samples, or set trainer.precision=bf16 or trainer.resident=false"
         ) from error
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this process could still take, as far as the system tells."""
+    free = [2**62]
+    if MEMORY.is_file():
+        lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    return min(free)
 
 
 def usable_threads() -> int:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from vae_cli import checkpoint
 from vae_cli.config import validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.schema import Config, Part
+from vae_cli.schema import Config, Part, foreign
 from vae_cli.vae import VAE, Encoder
 
-BUILT = ("data", "model", "likelihood", "prior", "posterior", "conditional")  # what a finished run is made of
+Trust = bool | Sequence[str]
 SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -120,12 +120,12 @@ class Restored:
     step: int | None  # that the weights are of
 
 
-def settings_of(folder: Path, *, trust: bool = False, data: str | None = None) -> Config:
+def settings_of(folder: Path, *, trust: Trust = False, data: str | None = None) -> Config:
     """Return the configuration that a run folder was trained with.
 
     Args:
         folder: of the run.
-        trust: whether parts that are not vae_cli's own may be built: their modules are code that would run.
+        trust: whose parts may be built besides vae_cli's own: packages by name, or true for all. Their code would run.
         data: where the data are now, in place of the run's data.path or data.root.
 
     Raises:
@@ -142,11 +142,11 @@ def settings_of(folder: Path, *, trust: bool = False, data: str | None = None) -
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("data"), dict):
         raise UserError(f"{path}: holds no settings of a run")
-    for group in BUILT if not trust else ():
-        target = str((raw.get(group) or {}).get("_target_", "vae_cli."))
-        if not target.startswith("vae_cli."):
+    for group, content in raw.items():
+        if target := foreign(group, content, trust):
+            package = target.partition(".")[0]
             raise UserError(
-                f"{group}._target_={target}: not a part of vae_cli; trust=true runs it, if you trust {folder}"
+                f"{group}._target_={target}: not a part of vae_cli; trust=[{package}] runs it, if you trust {folder}"
             )
     return _with_data(raw, data)
 
@@ -161,7 +161,7 @@ def _with_data(raw: dict[str, Any], data: str | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={key: where})})
 
 
-def restore(folder: Path, device: torch.device, *, trust: bool = False, data: str | None = None) -> Restored:
+def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: str | None = None) -> Restored:
     """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
 
     Raises:

@@ -6,6 +6,7 @@ Defaults live in conf/*.yaml alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -437,7 +438,7 @@ class Evaluate(Settings):
     batch_size: Count | None
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed
-    trust: bool
+    trust: bool | list[str]
 
 
 class Export(Settings):
@@ -446,7 +447,7 @@ class Export(Settings):
     run: str
     format: Literal["onnx", "torch", "safetensors"]
     output: str | None
-    trust: bool
+    trust: bool | list[str]
 
 
 class Config(Settings):
@@ -566,3 +567,20 @@ def every(amount: int | str) -> tuple[float, str]:
     """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
     found = re.match(EVERY, str(amount))
     return (float(found[1]), found[2]) if found else (float(amount), "steps")
+
+
+def foreign(group: str, content: Any, trust: bool | Sequence[str] = False) -> str | None:
+    """Return the target under a group of settings from elsewhere where it is neither ours nor trusted, else None.
+
+    Ours are the targets of our options alone: a name that merely begins with vae_cli could be any function there.
+
+    Args:
+        group: of options.
+        content: its settings.
+        trust: everything (true), or packages by name.
+    """
+    target = str(content.get("_target_") or "") if isinstance(content, dict) else ""
+    ours = target in OPTIONS.get(group, {}) or (group == "optimizer" and re.fullmatch(r"torch\.optim\.\w+", target))
+    packages = () if isinstance(trust, bool) else trust
+    trusted = trust is True or target.partition(".")[0] in packages
+    return target if target and not ours and not trusted else None

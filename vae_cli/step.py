@@ -162,7 +162,7 @@ class Step:
             own.copy_(other)
 
     def take(self) -> tuple[dict[str, float], float, float, int]:
-        """Return the means since the last time, the last gradient's norm, the KL weight, and the number of steps skipped."""
+        """Return the means since the last time, the last gradient's norm, KL weight and number of skipped steps."""
         if self.settings.grad_clip is None:
             grads = [p.grad for p in self.vae.parameters() if p.grad is not None]
             self.grad_norm.copy_(torch.nn.utils.get_total_norm(grads))

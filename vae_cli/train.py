@@ -267,10 +267,11 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _find_own_parts(settings: dict[str, Any]) -> None:
     """Make modules beside a --config-dir importable, and refuse foreign parts where none was given."""
+    from vae_cli.schema import foreign
+
     own = own_folders()
     for group, content in settings.items():
-        target = content.get("_target_", "vae_cli.") if isinstance(content, dict) else "vae_cli."
-        if not own and not target.startswith(("vae_cli.", "torch.optim.")):
+        if not own and (target := foreign(group, content)):
             raise UserError(
                 f"{group}._target_={target}: not a part of vae_cli; give the folder of yours with --config-dir"
             )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from vae_cli.data.cache import cached, stamp
 from vae_cli.data.examples import Examples, Splits
 from vae_cli.errors import UserError, first_line
+from vae_cli.machine import free_memory
 
 FEW = 200  # pictures that are decoded sooner than looked up
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -50,8 +53,11 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise UserError(f"data.path={path}: no NumPy file; an .npz or .npy (numpy.savez, numpy.save) is allowed")
         file.seek(0)
         try:
+            _refuse_a_flood(path, file)
             loaded: Any = np.load(file, allow_pickle=False)
             content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+        except UserError:
+            raise
         except Exception as error:
             reason = f"damaged or cut short: {first_line(error)}"
             if "pickle" in str(error):
@@ -61,6 +67,34 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise UserError(f"data.path={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
     x = content["x"] if "x" in content else next(iter(content.values()))
     return x, content.get("y")
+
+
+def _refuse_a_flood(path: Path, file: BinaryIO) -> None:
+    """Refuse arrays that would not fit into memory, by what their headers claim, before anything is inflated."""
+    claimed = 0
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as inner:
+                    claimed += max(member.file_size, _claimed(inner))
+    else:
+        file.seek(0)
+        claimed = _claimed(file)
+    file.seek(0)
+    free = free_memory()
+    if claimed > free:
+        raise UserError(f"data.path={path}: its arrays need {claimed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free")
+
+
+def _claimed(file: Any) -> int:
+    """Return the bytes that an array's header claims, 0 where there is no header."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError:
+        return 0
+    return math.prod(shape) * dtype.itemsize
 
 
 def _shown(shape: Sequence[int]) -> str:

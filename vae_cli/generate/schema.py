@@ -107,7 +107,7 @@ class Generate(Settings):
     data: str | None
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed
-    trust: bool
+    trust: bool | list[str]
 
 
 TASKS: dict[str, type[Task]] = {

@@ -1,0 +1,240 @@
+"""Everything that a run folder or a file from elsewhere holds is data: nothing of it runs, and each gets a line."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import TINY, command, configure, train
+from vae_cli import api, checkpoint, parts
+from vae_cli.data import files
+from vae_cli.errors import UserError
+from vae_cli.generate.sources import read_codes
+from vae_cli.schema import OPTIONS, foreign
+
+MARK = "harm-was-done"
+
+
+class Harm:
+    def __reduce__(self):
+        return os.system, (f"touch {MARK}",)
+
+
+@pytest.fixture
+def crafted(tmp_path, monkeypatch):
+    """A finished run in the folder `run`, in a working folder where nothing may appear by the name of MARK."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    train(folder, *TINY)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(configure(*TINY).plain))
+    yield folder
+    assert not (tmp_path / MARK).exists()
+
+
+def rewrite(folder, change):
+    path = folder / ".hydra" / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_a_pickle_in_place_of_a_checkpoint_does_not_run(crafted, name):
+    for write in (
+        lambda path: path.write_bytes(pickle.dumps(Harm())),
+        lambda path: torch.save({"model": Harm()}, path),
+    ):
+        for each in ("best.pt", "last.pt"):
+            write(crafted / "checkpoints" / each)
+        with pytest.raises(UserError, match="not a whole checkpoint"):
+            checkpoint.load(crafted / "checkpoints" / name)
+        with pytest.raises(UserError, match="not a whole checkpoint"):
+            api.load(crafted)
+        done = command(f"resume={crafted}", "trainer.steps=5")
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+
+
+TARGETS = (
+    "os.system", "subprocess.run", "builtins.eval", "vae_cli.train.os.system", "vae_cli.train._withdraw",
+    "vae_cli.command.os.system", "vae_cli.data.cache._write", "vae_cli.likelihood.torch.load", "torch.load",
+    "torch.optim.lr_scheduler.os.system",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("group", ["data", "likelihood", "optimizer", "kl"])
+def test_a_target_that_is_no_option_of_ours_is_refused(target, group):
+    assert foreign(group, {"_target_": target, "command": f"touch {MARK}"}) == target
+    assert foreign(group, {"_target_": target}, trust=["mine"]) == target
+    assert foreign(group, {"_target_": target}, trust=[target.partition(".")[0]]) is None
+
+
+def test_our_own_targets_pass():
+    assert all(foreign(group, {"_target_": target}) is None for group in OPTIONS for target in OPTIONS[group])
+    assert foreign("trainer", {"epochs": 3}) is None
+
+
+def test_a_crafted_target_is_refused_by_every_command(crafted):
+    rewrite(crafted, lambda content: content["likelihood"].update(_target_="vae_cli.train.os.system"))
+    with pytest.raises(UserError, match=r"likelihood\._target_=vae_cli\.train\.os\.system: not a part of vae_cli"):
+        api.load(crafted)
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 1
+    assert "part of vae_cli" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", [
+    f"!!python/object/apply:os.system ['touch {MARK}']", "a: !!python/name:os.system", "data: {_target_: [1",
+    "\x00\x01", "- 1\n- 2", "data: 3",
+])  # fmt: skip
+def test_a_yaml_that_is_no_settings_is_refused(crafted, text):
+    (crafted / ".hydra" / "config.yaml").write_text(text)
+    with pytest.raises(UserError):
+        api.load(crafted)
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_do_not_read_the_environment(crafted, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    rewrite(crafted, lambda content: content["data"].update(limit="${oc.env:SECRET}"))
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 1
+    assert "hunter2" not in done.stderr + done.stdout
+    with pytest.raises(UserError) as error:
+        api.load(crafted)
+    assert "hunter2" not in str(error.value)
+
+
+def npy(shape, dtype="|u1"):
+    """The header of an array that claims more than there is."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+def test_arrays_that_claim_more_than_the_memory_are_refused(tmp_path):
+    (tmp_path / "big.npy").write_bytes(npy((10**9, 10**6)) + b"\0" * 64)
+    with zipfile.ZipFile(tmp_path / "big.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", npy((10**9, 10**6)) + b"\0" * 10_000)
+    for name in ("big.npy", "big.npz"):
+        with pytest.raises(UserError, match=r"its arrays need .* GiB; .* GiB are free"):
+            files.arrays(path=str(tmp_path / name))
+
+
+def test_objects_in_arrays_are_never_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    array = np.empty(3, dtype=object)
+    array[:] = [Harm(), Harm(), Harm()]
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "x.npz", x=array)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(UserError, match="Python objects, which are never unpickled"):
+            files.arrays(path=str(tmp_path / name))
+    assert not (tmp_path / MARK).exists()
+
+
+def test_a_picture_that_would_inflate_beyond_reason_is_refused(tmp_path):
+    """A PNG of some hundred bytes that claims 10⁵ × 10⁵ pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+    (tmp_path / "a.png").write_bytes(bomb)
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
+        files.images(path=str(tmp_path), size=8, color="grayscale")
+
+
+def valid_npz():
+    file = io.BytesIO()
+    np.savez(file, x=np.zeros((20, 4, 4), np.uint8), y=np.arange(20) % 2)
+    return file.getvalue()
+
+
+VALID = valid_npz()
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(edits=st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=6),
+       cut=st.integers(0, len(VALID)))  # fmt: skip
+def test_arrays_with_wrong_bytes_never_crash(tmp_path, edits, cut):
+    data = bytearray(VALID)
+    for place, value in edits:
+        data[place] = value
+    path = tmp_path / "fuzzed.npz"
+    path.write_bytes(data if cut % 3 else data[:cut])
+    try:
+        found = files.arrays(path=str(path))
+        assert len(found.train) > 0
+    except UserError as error:
+        lines = str(error).count("\n")
+    else:
+        lines = 0
+    assert lines == 0
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_checkpoints_with_wrong_bytes_never_crash(tmp_path, data):
+    path = tmp_path / "fuzzed.pt"
+    if not path.exists():
+        checkpoint.save({"model": {"w": torch.ones(4)}, "step": 3}, tmp_path / "good.pt")
+    content = bytearray((tmp_path / "good.pt").read_bytes())
+    places = data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8))
+    for place in places:
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        assert checkpoint.load(path)["step"] == 3
+    except UserError as error:
+        lines = str(error).count("\n")
+    else:
+        lines = 0
+    assert lines == 0
+
+
+def test_codes_from_elsewhere_are_data(crafted):
+    model = api.load(crafted, device="cpu")
+    np.savez("codes.npz", z=np.array([Harm()], dtype=object))
+    with pytest.raises(UserError, match=r"task\.codes=codes\.npz"):
+        read_codes("codes.npz", model)
+
+
+def test_results_that_are_no_numbers_do_no_harm_in_a_comparison(crafted):
+    from vae_cli.compare import compare
+
+    (crafted / "summary.json").write_text(json.dumps({"test/elbo": "<script>", "measure": ["x"], "warnings": 3}))
+    assert [row.values("test/elbo") for row in compare([str(crafted)])] == [[]]
+
+
+def test_parts_of_a_trusted_package_are_built(crafted, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from vae_cli.likelihood import Bernoulli\n\n\nclass Own(Bernoulli):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rewrite(crafted, lambda content: content["likelihood"].update(_target_="mine.Own"))
+    with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):
+        parts.restore(crafted, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):
+        parts.restore(crafted, torch.device("cpu"), trust=["other"])
+    assert type(parts.restore(crafted, torch.device("cpu"), trust=["mine"]).vae.likelihood).__name__ == "Own"
