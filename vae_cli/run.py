@@ -69,6 +69,7 @@ def _train(config: Config, folder: Path, resume: bool, accepted: Callable[[], No
         _introduce(config, dataset, vae, trainer, reporter, folder)
         for line in told:
             reporter.warn(line)
+        (folder / "summary.json").unlink(missing_ok=True)  # of the run as it was before it went on
         trainer.fit()
         return _finish(config, dataset, trainer, reporter)
     finally:
