@@ -21,7 +21,8 @@ from vae_cli.step import Step
 GROUPS = ("model", "likelihood", "kl", "conditional", "optimizer", "lr_schedule", "prior", "posterior", "objective")
 CHOICES = {group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) for group in GROUPS}
 EXTRAS = ("", "trainer.ema=0.9", "trainer.grad_clip=1", "objective.samples=3", "trainer.on_nan=skip",
-          "kl.free_bits=0.1", "trainer.resident=false", "trainer.precision=bf16", "likelihood.scale=optimal")  # fmt: skip
+          "kl.free_bits=0.1", "trainer.resident=false", "trainer.precision=bf16",
+          "likelihood.scale=optimal")  # fmt: skip
 COMMON = ["data=synthetic", "data.n=80", "data.shape=[8,8]", "model.latent_dim=3", "trainer.batch_size=20",
           "trainer.log_likelihood_samples=0", "trainer.log_every=1", "trainer.checkpoint_every=1"]  # fmt: skip
 
