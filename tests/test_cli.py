@@ -207,7 +207,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     code = "import vae_cli, vae_cli.train, sys; assert 'site' in vae_cli.__file__; vae_cli.train.main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *QUICK],
+        [sys.executable, "-c", code, *QUICK, "conditional=label"],
         cwd=tmp_path / "empty",
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
