@@ -144,7 +144,7 @@ class Step:
         assert isinstance(self.optimizer, Adam)
         assert self.optimizer.found_inf is not None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad = (sum(found, norm) - sum(found, norm)).isfinite().logical_not()
+        bad = sum(found, norm).isfinite().logical_not()
         self.optimizer.found_inf.copy_(bad)
         self.skipped += bad
         return [torch.where(bad, 0.0, term) for term in found]
