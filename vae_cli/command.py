@@ -33,7 +33,7 @@ OmegaConf.register_new_resolver("fraction", fraction, replace=True)
 
 
 def guarded(name: str, body: Callable[[], object]) -> None:
-    """Run a command; print an error as one line and exit with 1, after Ctrl-C with 130."""
+    """Run a command; print an error as one line and exit with 1, after an interruption with 75 (resumable) or 130."""
     if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
@@ -45,12 +45,9 @@ def guarded(name: str, body: Callable[[], object]) -> None:
         sys.exit(f"{name}: error: {one_line(error)}")
     except BrokenPipeError:  # `vae-train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Interrupted as interrupt:
-        print(f"{name}: interrupted{interrupt}", file=sys.stderr)
-        sys.exit(RESUMABLE)
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{interrupt}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(RESUMABLE if isinstance(interrupt, Interrupted) else 130)
 
 
 @contextmanager

@@ -282,6 +282,7 @@ class Trainer:
             "warnings": list(self.reporter.warnings),
             "sums": self.stepper.sums,
             "summed": self.stepper.summed,
+            "skipped": self.stepper.skipped,
             "random": randomness.state_dict(self.device),
         }
 
@@ -303,6 +304,7 @@ class Trainer:
         self.reporter.warnings += [line for line in state["warnings"] if line not in self.reporter.warnings]
         self.stepper.reset()
         self.stepper.sums.copy_(state["sums"])
+        self.stepper.skipped.copy_(state["skipped"])
         self.stepper.summed = state["summed"]
         randomness.load_state_dict(state["random"], self.device)
 

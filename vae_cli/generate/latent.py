@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import Trained
+from vae_cli.report import pictures
 
 
 def between(a: Tensor, b: Tensor, steps: int, kind: str) -> Tensor:
@@ -34,5 +35,4 @@ def by_information(model: Trained, x: Tensor, y: Any) -> Tensor:
 
     Where the KL is not known by dimension, the variance of the posterior mean stands for it.
     """
-    kl = model.kl_by_dimension(x, y)
-    return (kl if kl is not None else model.encode(x, y).mean.var(0)).argsort(descending=True)
+    return pictures.by_information(model.kl_by_dimension(x, y), model.encode(x, y).mean)

@@ -84,6 +84,16 @@ def moved(z: Tensor, means: Tensor, dimensions: Tensor, offsets: Tensor) -> Tens
     return codes
 
 
+def by_information(kl: Tensor | None, means: Tensor) -> Tensor:
+    """Return the latent dimensions, that of the largest KL [D] first, or, where it is not known, of the widest means.
+
+    Args:
+        kl: of each dimension, or None.
+        means: of q(z|x), [N, D].
+    """
+    return (kl if kl is not None else means.var(0)).argsort(descending=True)
+
+
 @torch.no_grad()
 def traversals(vae: VAE, data: Resident, kl: Tensor, n: int = 500, most: int = 10, steps: int = 12) -> Tensor:
     """Return the first example with one dimension of its code moved at a time: [dimensions, steps, *shape].
@@ -93,8 +103,7 @@ def traversals(vae: VAE, data: Resident, kl: Tensor, n: int = 500, most: int = 1
     """
     x, y = data.batch(slice(0, n))
     means = vae.encode(x, y).mean
-    weight = kl if len(kl) == means.shape[1] else means.var(0)
-    order = weight.argsort(descending=True)[:most].to(means.device)
+    order = by_information(kl if len(kl) == means.shape[1] else None, means)[:most].to(means.device)
     codes = moved(means[0], means, order, torch.linspace(-2.5, 2.5, steps, device=means.device))
     label = None if y is None else y[:1].expand(codes.shape[0] * steps, *y.shape[1:])
     return vae.decode(codes.flatten(0, 1), label).mean.view(*codes.shape[:2], *vae.shape)

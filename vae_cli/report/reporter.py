@@ -37,18 +37,19 @@ class Reporter:
         self.folder, self.spec, self.conditional = folder, spec, conditional
         self.terminal = Terminal(folder / "train.log")
         self.metrics = folder / "metrics.jsonl"
-        start = -1 if resumed_at is None else resumed_at
-        if self.metrics.is_file():
-            _truncate(self.metrics, start)
-        self.lines = self.metrics.open("a", buffering=1)
-        self.board = Board(folder / "tensorboard", purge_step=start + 1)
+        self._open(-1 if resumed_at is None else resumed_at)
         self.warnings: list[str] = []
 
     def rewind(self, step: int) -> None:
         """Void what was written after a step: the run has gone back to it."""
         self.lines.close()
         self.board.close()
-        _truncate(self.metrics, step)
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        """Write on from a step; what is there of after it is void."""
+        if self.metrics.is_file():
+            _truncate(self.metrics, step)
         self.lines = self.metrics.open("a", buffering=1)
         self.board = Board(self.folder / "tensorboard", purge_step=step + 1)
 
