@@ -113,6 +113,19 @@ def test_the_kl_agrees_with_monte_carlo(prior, posterior):
     assert output.kl.shape[1] == (2 if factorised else 1)
 
 
+def test_the_fused_kl_is_the_registered_one():
+    torch.manual_seed(0)
+    loc, raw = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True).unbind()
+    q, p = (Normal(loc, raw.exp()), Normal(torch.randn(3).double(), torch.rand(3).double() + 0.5))
+    found, wanted = kl_by_dimension(Independent(q, 1), Independent(p, 1), loc), kl_divergence(q, p)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.rand_like(found)
+    for a, b in zip(
+        *(torch.autograd.grad((x * weights).sum(), (loc, raw), retain_graph=True) for x in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_chain_rule_of_a_full_gaussian_sums_to_the_kl_between_full_gaussians():
     tril = torch.randn(3, 4, 4).tril(-1) + torch.diag_embed(torch.rand(3, 4) + 0.3)
     q = MultivariateNormal(torch.randn(3, 4), scale_tril=tril)

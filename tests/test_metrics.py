@@ -14,6 +14,7 @@ from vae_cli.data import Examples, Resident
 from vae_cli.data.pixels import transform
 from vae_cli.errors import UserError
 from vae_cli.likelihood import Gaussian
+from vae_cli.machine import prepare_compiler
 from vae_cli.metrics.aggregate import MOST
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.quality import frechet, precision_recall
@@ -110,6 +111,14 @@ def test_batches_of_examples_and_draws_change_nothing_but_the_draws():
     assert torch.equal(before, torch.rand(1))
     assert vae.training
     torch.testing.assert_close(one.elbo, metrics.log_likelihood(vae, data, samples=20, seed=5).elbo)
+
+
+@pytest.mark.slow
+def test_compiled_importance_sampling_gives_the_same_numbers():
+    vae, data, *_ = linear(60)
+    prepare_compiler()
+    plain, compiled = (metrics.log_likelihood(vae, data, samples=20, compiled=each) for each in (False, True))
+    assert compiled.mean == pytest.approx(plain.mean, rel=1e-6)
 
 
 def test_a_part_of_a_set_speaks_for_the_whole_by_its_gap():

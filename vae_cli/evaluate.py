@@ -51,10 +51,13 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: something the person can mend.
     """
+    from vae_cli.machine import prepare_compiler
     from vae_cli.trainer import choose_device
 
     if "fid" in settings.metrics:
         _require_fid()
+    if settings.compile:
+        prepare_compiler()
     session = Session(settings, Path(settings.run), choose_device(settings.device, "device"))
     found: dict[str, Any] = {}
     failed: list[str] = []
@@ -156,6 +159,7 @@ def _log_likelihood(session: Session) -> dict[str, Any]:
             samples=settings.samples,
             seed=settings.seed,
             batch_size=settings.batch_size,
+            compiled=settings.compile,
             advance=advance,
         )
     (session.folder / "figures").mkdir(exist_ok=True)

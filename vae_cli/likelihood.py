@@ -60,7 +60,10 @@ class Likelihood(nn.Module):
 
 
 def _split(outputs: Tensor, event_dims: int) -> tuple[Tensor, ...]:
-    return outputs.unbind(-event_dims - 1)
+    axis = -event_dims - 1
+    if outputs.shape[axis] == 1:  # a view whose gradient is one too
+        return (outputs.squeeze(axis),)
+    return outputs.unbind(axis)
 
 
 class _BernoulliLogProb(torch.autograd.Function):

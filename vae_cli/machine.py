@@ -39,6 +39,14 @@ def free_memory() -> int:
     return min(free)
 
 
+def prepare_compiler() -> None:
+    """Let torch.compile draw what eager code would, and forget what earlier jobs of the process compiled."""
+    import torch._inductor.config as inductor
+
+    torch.compiler.reset()
+    inductor.fallback_random = True
+
+
 def usable_threads() -> int:
     """Return how many CPU threads to compute with: OMP_NUM_THREADS, else one a core that this process may use.
 

@@ -14,7 +14,7 @@ from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
-from vae_cli.machine import memory_told, usable_threads
+from vae_cli.machine import memory_told, prepare_compiler, usable_threads
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of
 from vae_cli.randomness import seed_everything
@@ -163,10 +163,7 @@ def _set_up_process(config: Config) -> None:
     torch.backends.cudnn.allow_tf32 = tf32  # torch's own default lets convolutions use it, unasked
     torch.set_num_threads(usable_threads() if config.trainer.threads == "auto" else config.trainer.threads)
     if config.trainer.compile:
-        import torch._inductor.config as inductor
-
-        torch.compiler.reset()
-        inductor.fallback_random = True  # the compiled step draws what the eager one would
+        prepare_compiler()
 
 
 def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, reporter: Reporter, folder: Path) -> None:
@@ -254,7 +251,8 @@ def _beyond(
     samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
     numbers = metrics.aggregate(vae, data)
     if samples:
-        estimate = metrics.log_likelihood(vae, data.part(most or len(data)), samples=samples)
+        some = data.part(most or len(data))
+        estimate = metrics.log_likelihood(vae, some, samples=samples, compiled=config.trainer.compile)
         numbers |= metrics.numbers(estimate, whole, len(data))
         if numbers["effective_samples"] < FEW:
             reporter.line(

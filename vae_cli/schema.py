@@ -436,6 +436,7 @@ class Evaluate(Settings):
     amortisation_examples: Annotated[int, Field(ge=2)]
     data: str | None
     batch_size: Count | None
+    compile: bool
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed
     trust: bool | list[str]

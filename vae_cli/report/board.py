@@ -39,13 +39,14 @@ class Board:
         self.writer.add_histogram(tag, values, step)
 
     def picture(self, tag: str, image: Tensor, step: int) -> None:
-        """Write a picture [H, W, 3], uint8, lightly compressed: training waits for it."""
+        """Write a picture [H, W, 3], uint8, lightly compressed and grey as one channel: training waits for it."""
         from PIL import Image
 
-        file = io.BytesIO()
-        Image.fromarray(image.numpy()).save(file, "PNG", compress_level=1)
+        file, grey = io.BytesIO(), image.stride(-1) == 0
+        Image.fromarray((image[..., 0] if grey else image).numpy()).save(file, "PNG", compress_level=1)
         height, width = image.shape[:2]
-        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+        channels = 1 if grey else 3
+        picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
         self._add(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
     def codes(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:

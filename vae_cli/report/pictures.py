@@ -10,6 +10,7 @@ from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
 GAP = 1  # pixels between the pictures of a grid
+GREY = 128  # of the gap
 STRIPE = 256  # elements shown at most of an example that is no picture
 
 
@@ -25,15 +26,14 @@ def grid(x: Tensor, spec: Spec) -> Tensor:
     side. Values are scaled from the data's own range; small pictures are magnified.
     """
     rows, columns = x.shape[:2]
-    x = _unit(x, spec)
+    x = _bytes(_unit(x, spec))
     if not is_picture(spec.shape):
         x = x.reshape(rows, columns, -1)
         x = x[..., :: -(-x.shape[-1] // STRIPE)]
-        blocks = F.pad(x, (0, GAP), value=0.5).transpose(0, 1)
-        return _bytes(_magnify(blocks.reshape(1, 1, 1, columns, -1), 8))
+        blocks = F.pad(x, (0, GAP), value=GREY).transpose(0, 1)
+        return _laid_out(_magnify(blocks.reshape(1, 1, 1, columns, -1), 8))
     x = x.reshape(rows, columns, -1, *spec.shape[-2:])
-    x = _magnify(F.pad(x, (0, GAP, 0, GAP), value=0.5), max(1, 56 // max(spec.shape[-2:])))
-    return _bytes(x)
+    return _laid_out(_magnify(F.pad(x, (0, GAP, 0, GAP), value=GREY), max(1, 56 // max(spec.shape[-2:]))))
 
 
 def sprites(x: Tensor, spec: Spec) -> Tensor | None:
@@ -55,9 +55,12 @@ def _magnify(x: Tensor, factor: int) -> Tensor:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """[rows, columns, C, H, W] → [rows · H, columns · W, 3]."""
-    x = x.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
-    return x.expand(-1, -1, 3).mul(255.0).round().to(torch.uint8)
+    return x.mul(255.0).round_().to(torch.uint8)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """[rows, columns, C, H, W] → [rows · H, columns · W, 3]; three channels of grey are one in memory."""
+    return x.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).expand(-1, -1, 3)
 
 
 @torch.no_grad()
