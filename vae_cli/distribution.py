@@ -19,15 +19,34 @@ from torch.distributions import (
     register_kl,
 )
 
+from vae_cli import randomness
+
 
 def exact(device: torch.device) -> torch.dtype:
     """Return float64 where the device has it: the type for sums and differences of large terms."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+class Gaussian(Normal):
+    """torch's Normal, whose draws for a rank's examples are those that one process would draw for them."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw loc + scale · ε [*sample_shape, *batch], with gradients."""
+        return self.loc + self.scale * randomness.normal(self._extended_shape(sample_shape), self.loc)
+
+
+class FullGaussian(MultivariateNormal):
+    """torch's MultivariateNormal, its draws likewise."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw loc + L ε [*sample_shape, *batch, D], with gradients."""
+        noise = randomness.normal(self._extended_shape(sample_shape), self.loc)
+        return self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+
 def diagonal(loc: Tensor, scale: Tensor) -> Independent:
     """Return N(loc, diag scale²) with event shape [D] for tensors [..., D]."""
-    return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+    return Independent(Gaussian(loc, scale, validate_args=False), 1, validate_args=False)
 
 
 class GaussianMixture(Distribution):

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution
 
+from vae_cli import parallel
+
 
 class Elements(Distribution):
     """A distribution over x that is independent from element to element given z.
@@ -197,7 +199,7 @@ class GaussianElements(Elements):
     @staticmethod
     def fit(error: Tensor) -> Tensor:
         """Return the scale of highest likelihood for errors x − loc: their root mean square."""
-        return error.square().mean().clamp(min=1e-12).sqrt()
+        return parallel.mean(error.square().mean()).clamp(min=1e-12).sqrt()
 
 
 class LaplaceElements(GaussianElements):
@@ -215,7 +217,7 @@ class LaplaceElements(GaussianElements):
     @staticmethod
     def fit(error: Tensor) -> Tensor:
         """Return the scale of highest likelihood for errors x − loc: their mean absolute value."""
-        return error.abs().mean()
+        return parallel.mean(error.abs().mean())
 
 
 class Gaussian(Likelihood):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from vae_cli import parallel, randomness
 from vae_cli.data import Resident
 from vae_cli.distribution import is_diagonal
 from vae_cli.errors import UserError
@@ -42,10 +43,12 @@ class Objective(nn.Module):
     Attributes:
         extra: names of the terms reported besides ELBO, reconstruction and KL.
         selection: name of the number that the best weights are chosen by, `valid/…`.
+        joins: whether the loss joins the examples of a batch, other than by a mean: it then sees those of all ranks.
     """
 
     extra: tuple[str, ...] = ()
     selection = "elbo"
+    joins = False
 
     def __init__(self, *, samples: int = 1):
         super().__init__()
@@ -62,7 +65,10 @@ class Objective(nn.Module):
         target: Tensor | float | None = None,
     ) -> Terms:
         """Return the terms of a batch x [B, *shape] under a KL weight β, free bits λ and a KL target C (or None)."""
-        output = vae(x, y, samples=self.samples)
+        with randomness.own_rows():
+            output = vae(x, y, samples=self.samples)
+        if self.joins:
+            output = joined(vae, output, y)
         reconstruction, kl = output.log_likelihood.detach().mean(), output.kl.detach().sum(-1).mean()
         loss, extra = self.loss(vae, output, weight, free_bits, target)
         return Terms(loss, reconstruction - kl, reconstruction, kl, extra)
@@ -152,6 +158,7 @@ class BetaTC(Objective):
     """
 
     extra = ("mutual_information", "total_correlation", "dimension_kl")
+    joins = True
 
     def __init__(
         self,
@@ -219,6 +226,7 @@ class MMD(ELBO):
     """
 
     extra = ("mmd",)
+    joins = True
 
     def __init__(self, *, weight: float = 100.0, kernel: str = "imq", bandwidth: float | None = None, samples: int = 1):
         super().__init__(samples=samples)
@@ -259,6 +267,7 @@ class Factor(ELBO):
     """
 
     extra = ("total_correlation", "discriminator_loss")
+    joins = True
 
     def __init__(
         self,
@@ -293,6 +302,25 @@ class Factor(ELBO):
         return loss + self.weight * correlation + own, extra
 
 
+def joined(vae: VAE, output: Output, y: Tensor | None) -> Output:
+    """Return the terms of all ranks' examples."""
+    if parallel.count() == 1:
+        return output
+    features, prior = parallel.gather(output.features), output.prior
+    if prior.batch_shape:
+        assert y is not None
+        prior = vae.prior(vae.conditioning(parallel.gather(y)))
+    return Output(
+        log_likelihood=parallel.gather(output.log_likelihood, 1),
+        kl=parallel.gather(output.kl),
+        layers=output.layers,
+        z=parallel.gather(output.z, 1),
+        posterior=vae.posterior(features),
+        prior=prior,
+        features=features,
+    )
+
+
 def permute_dimensions(z: Tensor) -> Tensor:
     """Return z [B, D] with each dimension permuted across the batch by itself: draws of Π_j q(z_j)."""
     return z.gather(0, torch.rand_like(z).argsort(0))
@@ -318,6 +346,8 @@ def kl_penalty(output: Output, free_bits: float, target: Tensor | float | None) 
     layer's d dimensions are not independent, one maximum with d·λ stands for them all.
     """
     by_column = output.kl.mean(0)
+    if free_bits > 0.0 or target is not None:  # of the whole batch: neither is linear
+        by_column = parallel.mean(by_column)
     if free_bits > 0.0:
         parts = by_column.split([columns for columns, _ in output.layers])
         by_column = torch.cat(

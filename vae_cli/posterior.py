@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import Distribution
 
+from vae_cli import distribution
 from vae_cli.distribution import Remembering, diagonal
 
 
@@ -74,7 +75,7 @@ class FullGaussian(Posterior):
         loc, log_scale, below = parameters.split(self.sizes, dim=-1)
         tril = torch.diag_embed(log_scale.exp())
         tril[..., self.places[0], self.places[1]] = below
-        return MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+        return distribution.FullGaussian(loc, scale_tril=tril, validate_args=False)
 
 
 class Flow(Posterior):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from vae_cli import parallel
+
+_own_rows = False
 
 
 def seed_everything(seed: int) -> None:
@@ -36,6 +41,45 @@ def load_state_dict(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"].cpu())
     _set_device_state(state["device"], device)
+
+
+@contextmanager
+def own_rows() -> Iterator[None]:
+    """Within the block, tensors hold this rank's rows of a batch: `rows` draws for the whole of it.
+
+    All ranks' generators then agree at every step, with one another and with those of a process that is alone: noise
+    belongs to the example, not to the rank, and a checkpoint is the same file whatever the number of ranks.
+    """
+    global _own_rows
+    before, _own_rows = _own_rows, parallel.count() > 1
+    try:
+        yield
+    finally:
+        _own_rows = before
+
+
+def rows(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int], axis: int = 0) -> Tensor:
+    """Return random numbers of a shape, whose batch axis may be this rank's part of a batch.
+
+    Args:
+        draw: draws a tensor of the shape it is given.
+        shape: of the result.
+        axis: of the examples.
+    """
+    if not _own_rows:
+        return draw(shape)
+    whole, own = list(shape), shape[axis]
+    whole[axis] *= parallel.count()
+    return draw(whole).narrow(axis, parallel.rank() * own, own)
+
+
+def normal(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Draw from N(0, 1): [..., B, D], or [D] where there are no examples; of the type and on the device of `like`."""
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.empty(shape, dtype=like.dtype, device=like.device).normal_()
+
+    return rows(draw, shape, -2) if like.ndim > 1 else draw(shape)
 
 
 @contextmanager

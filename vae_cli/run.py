@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vae_cli import checkpoint, diagnosis, metrics
+from vae_cli import checkpoint, diagnosis, metrics, parallel
 from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
@@ -18,7 +19,7 @@ from vae_cli.machine import memory_told, prepare_compiler, usable_threads
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of
 from vae_cli.randomness import seed_everything
-from vae_cli.report import Reporter, page
+from vae_cli.report import Reporter, Silent, page
 from vae_cli.schema import OPTIONS, Config, Part
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
@@ -41,14 +42,18 @@ def train(
     Raises:
         UserError: something the person can mend.
     """
-    with locked(folder), memory_told():
-        return _train(config, folder, resume, accepted)
-
-
-def _train(config: Config, folder: Path, resume: bool, accepted: Callable[[], None] | None) -> dict[str, Any]:
     device = choose_device(config.trainer.device)
+    parallel.start(device)
+    with locked(folder) if parallel.rank() == 0 else nullcontext(), memory_told(), parallel.losses_told():
+        return _train(config, folder, device, resume, accepted)
+
+
+def _train(
+    config: Config, folder: Path, device: torch.device, resume: bool, accepted: Callable[[], None] | None
+) -> dict[str, Any]:
     _set_up_process(config)
-    dataset = load_dataset(config)
+    with parallel.one_after_another():
+        dataset = load_dataset(config)
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
@@ -57,9 +62,9 @@ def _train(config: Config, folder: Path, resume: bool, accepted: Callable[[], No
     objective = _objective(config, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
-    last, best = _states(folder, dataset, device, told.append) if resume else (None, None)
-    folder.mkdir(parents=True, exist_ok=True)
-    reporter = Reporter(folder, dataset.spec, conditional=vae.conditional, resumed_at=last["step"] if last else None)
+    last, best = parallel.by_first(lambda: _states(folder, dataset, told.append)) if resume else (None, None)
+    last, best = checkpoint.move((last, best), device)
+    reporter = _reporter(folder, dataset, vae, last)
     try:
         trainer = _trainer(config, vae, objective, dataset, reporter, folder)
         if last is not None:
@@ -69,11 +74,19 @@ def _train(config: Config, folder: Path, resume: bool, accepted: Callable[[], No
         _introduce(config, dataset, vae, trainer, reporter, folder)
         for line in told:
             reporter.warn(line)
-        (folder / "summary.json").unlink(missing_ok=True)  # of the run as it was before it went on
         trainer.fit()
-        return _finish(config, dataset, trainer, reporter)
+        parallel.part_ways()
+        return _finish(config, dataset, trainer, reporter) if isinstance(reporter, Reporter) else {}
     finally:
         reporter.close()
+
+
+def _reporter(folder: Path, dataset: Dataset, vae: VAE, last: dict[str, Any] | None) -> Reporter | Silent:
+    """Return who writes for people: the first rank alone."""
+    if parallel.rank() > 0:
+        return Silent()
+    folder.mkdir(parents=True, exist_ok=True)
+    return Reporter(folder, dataset.spec, conditional=vae.conditional, resumed_at=last["step"] if last else None)
 
 
 @torch.no_grad()
@@ -99,15 +112,15 @@ def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, dev
 
 
 def _states(
-    folder: Path, dataset: Dataset, device: torch.device, tell: Callable[[str], None]
+    folder: Path, dataset: Dataset, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
-    last = checkpoint.load_last(folder / "checkpoints", device, tell)
+    last = checkpoint.load_last(folder / "checkpoints", "cpu", tell)
     if change := changed({**last["spec"], **last["sizes"]}, dataset):
         raise UserError(f"resume={folder}: the data changed since the run began ({change})")
     best = folder / "checkpoints" / checkpoint.BEST
     try:
-        return last, checkpoint.load(best, device) if best.is_file() else None
+        return last, checkpoint.load(best) if best.is_file() else None
     except UserError as error:
         tell(f"{error}; the best weights are sought anew from here on")
         return last, None
@@ -125,11 +138,13 @@ def _objective(config: Config, dataset: Dataset, device: torch.device) -> Object
 
 
 def _trainer(
-    config: Config, vae: VAE, objective: Objective, dataset: Dataset, reporter: Reporter, folder: Path
+    config: Config, vae: VAE, objective: Objective, dataset: Dataset, reporter: Reporter | Silent, folder: Path
 ) -> Trainer:
     about, checkpoints = {"config": config.plain, **_about(dataset)}, folder / "checkpoints"
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
+        if parallel.rank() > 0:
+            return
         if best is not None:
             checkpoint.save(best | about, checkpoints / checkpoint.BEST)
         checkpoint.save(last | about, checkpoints / checkpoint.LAST, keep=checkpoints / checkpoint.PREVIOUS)
@@ -166,7 +181,9 @@ def _set_up_process(config: Config) -> None:
         prepare_compiler()
 
 
-def _introduce(config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, reporter: Reporter, folder: Path) -> None:
+def _introduce(
+    config: Config, dataset: Dataset, vae: VAE, trainer: Trainer, reporter: Reporter | Silent, folder: Path
+) -> None:
     """Say in one line what was built, and warn of what makes its numbers mean something else."""
     spec = dataset.spec
     count = sum(p.numel() for p in vae.parameters())

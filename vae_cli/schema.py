@@ -403,6 +403,7 @@ class Trainer(Settings):
     epochs: Count
     steps: Count | None
     batch_size: Count
+    accumulate: Count
     grad_clip: Positive | None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     early_stopping: Count | None

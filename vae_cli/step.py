@@ -7,11 +7,15 @@ is then its kernels alone, not their launches from Python.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vae_cli import parallel, randomness
 from vae_cli.data import Resident
 from vae_cli.errors import UserError
 from vae_cli.objective import Objective, Terms
@@ -22,6 +26,42 @@ from vae_cli.vae import VAE
 
 TRACKED = ("loss", "elbo", "reconstruction", "kl")
 WARM_UP = 3  # steps on a side stream before the capture, as torch asks for
+
+
+class Loss(torch.nn.Module):
+    """A batch's examples → its terms: what is compiled, and what several ranks share the gradient of.
+
+    Args:
+        vae: on its device.
+        objective: on the same device.
+        free_bits: nats of KL free of charge for each latent dimension.
+        compiled: whether torch.compile shall fuse it.
+    """
+
+    def __init__(self, vae: VAE, objective: Objective, free_bits: float, *, compiled: bool):
+        super().__init__()
+        self.vae, self.objective, self.free_bits = vae, objective, free_bits
+        self.terms: Callable[..., Terms] = torch.compile(self._terms) if compiled else self._terms
+
+    def forward(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
+        """Return the terms of x [B, *shape] and labels y under a KL weight [] and a KL target [] or None."""
+        return self.terms(x, y, weight, target)
+
+    def _terms(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
+        return self.objective(self.vae, x, y, weight=weight, free_bits=self.free_bits, target=target)
+
+
+def together(loss: Loss, device: torch.device) -> torch.nn.Module:
+    """Let several ranks average their gradients while they are computed."""
+    if parallel.count() == 1:
+        return loss
+    wrapper = torch.nn.parallel.DistributedDataParallel
+    buffers = {"broadcast_buffers", "forward_sync_buffers"} & set(inspect.signature(wrapper).parameters)
+    options: dict[str, Any] = {
+        max(buffers): False,
+        "device_ids": [device] if device.type == "cuda" else None,
+    }  # buffers agree anyway
+    return wrapper(loss, gradient_as_bucket_view=True, **options)
 
 
 class Step:
@@ -66,37 +106,52 @@ class Step:
         self.grad_norm = torch.zeros((), device=self.device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._set: dict[int, float] = {}
-        terms: Callable[[Tensor, Tensor | None], Terms] = self._objective
-        self._terms = torch.compile(terms) if settings.compile else terms
+        self.loss = together(Loss(vae, objective, kl.free_bits, compiled=settings.compile), self.device)
         self.skipped = torch.zeros((), device=self.device)
         if settings.on_nan == "skip":
             if not isinstance(optimizer, Adam):
                 raise UserError("trainer.on_nan=skip: needs optimizer=adam or adamw; stop or rollback is allowed")
             optimizer.found_inf = torch.zeros((), device=self.device)
+        if settings.accumulate > 1:
+            self._refuse_parts()
         self.reset()
+
+    def _refuse_parts(self) -> None:
+        """Refuse to add up the gradients of parts where they are not that of the whole."""
+        joining = {
+            "this objective": self.objective.joins,
+            "kl.free_bits": self.kl.free_bits > 0.0,
+            "a target of the KL": self.target is not None,
+            "likelihood.scale=optimal": getattr(self.vae.likelihood, "scale", None) == "optimal",
+        }
+        if found := [name for name, joins in joining.items() if joins]:
+            raise UserError(
+                f"trainer.accumulate={self.settings.accumulate}: {found[0]} joins the examples of a batch; 1 is allowed"
+            )
 
     def reset(self) -> None:
         """Forget what was captured: the tensors that it worked on may be others now."""
         self._set.clear()
-        self._graph = Graph(self._run, min(self.settings.batch_size, len(self.data))) if self.graphs else None
+        self._graph = Graph(self._run) if self.graphs else None
 
     @property
     def graphs(self) -> bool:
         """Whether steps are replayed from a graph: on CUDA, with examples there, and an optimizer that can."""
         wanted = self.settings.cuda_graph
         able = self.device.type == "cuda" and self.data.resident and isinstance(self.optimizer, Adam)
+        able = able and parallel.count() == 1
         if wanted is True and not able:
             raise UserError(
-                "trainer.cuda_graph=true: needs CUDA, training examples in its memory and optimizer=adam or adamw; "
-                "auto or false is allowed"
+                "trainer.cuda_graph=true: needs one CUDA device, training examples in its memory and optimizer=adam or "
+                "adamw; auto or false is allowed"
             )
         return able and wanted is not False
 
     def __call__(self, index: Tensor, *, weight: float, target: float | None, lr: list[float], decay: float) -> None:
-        """Take a step on the examples at an index [B].
+        """Take a step on the examples at an index [k, b].
 
         Args:
-            index: of training examples.
+            index: of this rank's training examples, in k parts whose gradients add up.
             weight: of the KL.
             target: of the KL, or None.
             lr: a learning rate for each group of parameters.
@@ -121,16 +176,14 @@ class Step:
             tensor.fill_(value)
 
     def _run(self, index: Tensor) -> None:
-        x, y = self.data.batch(index)
         for parameter in self.parameters:
             parameter.grad = None
-        terms = self._terms(x, y)
-        terms.loss.backward()
+        found = self._gradient(index[0], len(index), last=len(index) == 1)
+        for k in range(1, len(index)):
+            torch._foreach_add_(found, self._gradient(index[k], len(index), last=k == len(index) - 1))
         if self.settings.grad_clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
             self.grad_norm.copy_(norm)
-        found = [getattr(terms, name).detach() for name in TRACKED]
-        found += [terms.extra[name].detach() for name in self.objective.extra]
         if self.settings.on_nan == "skip":
             found = self._skip_if_infinite(found)
         self.optimizer.step()
@@ -138,19 +191,30 @@ class Step:
             self._average(self.averaged)
         torch._foreach_add_(self.each_sum, found)
 
+    def _gradient(self, index: Tensor, parts: int, *, last: bool) -> list[Tensor]:
+        """Add the gradient of one of so many parts of a batch, and return its share of the terms.
+
+        With the last part, ranks share their sums.
+        """
+        with randomness.own_rows():
+            x, y = self.data.batch(index)
+        with nullcontext() if last or parallel.count() == 1 else self.loss.no_sync():  # type: ignore[operator]
+            terms = self.loss(x, y, self.weight, self.target)
+            (terms.loss / parts if parts > 1 else terms.loss).backward()
+        found = [getattr(terms, name).detach() for name in TRACKED]
+        found += [terms.extra[name].detach() for name in self.objective.extra]
+        return found if parts == 1 else [term / parts for term in found]
+
     @torch.no_grad()
     def _skip_if_infinite(self, found: list[Tensor]) -> list[Tensor]:
         """Tell the optimizer, without asking the device, whether to do nothing; return terms that then count as 0."""
         assert isinstance(self.optimizer, Adam)
         assert self.optimizer.found_inf is not None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad = sum(found, norm).isfinite().logical_not()
+        bad = parallel.mean(sum(found, norm)).isfinite().logical_not()
         self.optimizer.found_inf.copy_(bad)
         self.skipped += bad
         return [torch.where(bad, 0.0, term) for term in found]
-
-    def _objective(self, x: Tensor, y: Tensor | None) -> Terms:
-        return self.objective(self.vae, x, y, weight=self.weight, free_bits=self.kl.free_bits, target=self.target)
 
     @torch.no_grad()
     def _average(self, averaged: VAE) -> None:
@@ -162,11 +226,14 @@ class Step:
             own.copy_(other)
 
     def take(self) -> tuple[dict[str, float], float, float, int]:
-        """Return the means since the last time, the last gradient's norm, KL weight and number of skipped steps."""
+        """Return the means since the last time, the last gradient's norm, KL weight and number of skipped steps.
+
+        The means are those of all ranks.
+        """
         if self.settings.grad_clip is None:
             grads = [p.grad for p in self.vae.parameters() if p.grad is not None]
             self.grad_norm.copy_(torch.nn.utils.get_total_norm(grads))
-        means_now = self.sums / (self.summed - self.skipped)
+        means_now = parallel.mean(self.sums) / (self.summed - self.skipped)
         *means, norm, weight, skipped = torch.cat(
             [means_now, torch.stack([self.grad_norm, self.weight, self.skipped])]
         ).tolist()
@@ -177,15 +244,14 @@ class Step:
 
 
 class Graph:
-    """Runs a function of an index [B] a few times, then captures it in a CUDA graph and replays that.
+    """Runs a function of an index a few times, then captures it in a CUDA graph and replays that.
 
     Args:
         run: launches kernels on static memory, and returns nothing.
-        batch_size: B.
     """
 
-    def __init__(self, run: Callable[[Tensor], None], batch_size: int):
-        self.run, self.index = run, torch.zeros(batch_size, dtype=torch.int64, device="cuda")
+    def __init__(self, run: Callable[[Tensor], None]):
+        self.run = run
         self.graph: torch.cuda.CUDAGraph | None = None
         self.stream, self.ran = torch.cuda.Stream(), 0
 
@@ -194,11 +260,12 @@ class Graph:
         if self.graph is None and self.ran < WARM_UP:
             self._aside(index)
             return
-        self.index.copy_(index)
         if self.graph is None:
+            self.index = index.clone()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.run(self.index)
+        self.index.copy_(index)
         self.graph.replay()
 
     def _aside(self, index: Tensor) -> None:

@@ -12,10 +12,11 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,15 +24,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_cli import errors, sweep
+from vae_cli import errors, ranks, sweep
 from vae_cli.command import DEBUGGING, guarded, own_folders
 from vae_cli.errors import CONF, UserError, one_line
-from vae_cli.interruption import Interrupted
+from vae_cli.interruption import RESUMABLE, Interrupted
+
+if TYPE_CHECKING:
+    from vae_cli.schema import Config
 
 SETTINGS = Path(".hydra") / "config.yaml"
 OVERLAYS = ("experiment", "debug")  # groups that only set others
 MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
+OWN = ("data.root", "data.path")  # settings that ranks on several machines may each have for themselves
+PAUSE = 1.0  # seconds in which torchrun ends a rank before it repeats what the first has said
 
 
 def main() -> None:
@@ -62,10 +68,19 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     keys = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if "trainer.epochs" in keys and keys.get("trainer.steps", "null") != "null":
         raise UserError("trainer.epochs: has no effect beside trainer.steps; give one of the two")
+    many = "-m" in arguments or "--multirun" in arguments
+    if many and ranks.count() > 1:
+        raise UserError(
+            "-m: a sweep under torchrun is not allowed; with hydra/launcher=submitit_slurm, "
+            "hydra.launcher.tasks_per_node=N makes each of its jobs parallel"
+        )
+    others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
+    if ranks.rank() > 0:  # the first rank knows the folder
+        return [*others, "hydra.run.dir=."]
     given = (keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null").strip("'\"")
     if given in ("null", "auto"):
         return list(arguments)
-    if "-m" in arguments or "--multirun" in arguments:
+    if many:
         raise UserError(f"resume={given}: goes on with a single run, not with a sweep")
     folder = Path(given)
     for needed, there in (
@@ -77,7 +92,6 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
             raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
-    others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
     return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
 
 
@@ -91,18 +105,26 @@ def _remember_own_options(arguments: Sequence[str]) -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def application(composed: DictConfig) -> float:
     """Train what a composed configuration says; return valid/elbo (without one, train/elbo) to a sweeper."""
+    ranks.adopt_tasks()
+    if ranks.rank() > 0:
+        return _follow(composed)
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN
     if sweeping:
         print(f"job {job.job.num}: {job.job.override_dirname}")
     folder, claimed = Path(job.runtime.output_dir), False
     try:
+        if earlier := _earlier():
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which Hydra has just made
+            return _begin_or_go_on(composed, folder := earlier)
         if composed.get("resume") == "auto":
-            return _begin_or_go_on(composed, folder, sweeping)
+            _refuse_moving("hydra.sweep.dir" if sweeping else "hydra.run.dir")
+            return _begin_or_go_on(composed, folder)
         if not (resume := bool(composed.get("resume"))):
             folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
             claimed = True
-        return _train(_resumed(folder, composed) if resume else _settings(composed), folder, resume)
+        return _train(composed, _resumed(folder, composed) if resume else _settings(composed), folder, resume)
     except Exception as error:
         if claimed:  # another run's claim is not ours to withdraw
             _withdraw(folder)
@@ -118,18 +140,91 @@ def application(composed: DictConfig) -> float:
         raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
 
 
-def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float:
-    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished."""
-    key = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
+def _follow(composed: DictConfig) -> float:
+    """Train as a rank above the first: with its settings, in its run, and without a word unless it alone is in need."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        own = _settings(composed)
+        word = _word(own, None)
+        if word is not None:
+            _refuse_strangers(word, own)
+            config = _accepted(word["settings"] | {"data": word["settings"]["data"] | _own_places(own)})
+            from vae_cli import run
+
+            run.train(config, Path(word["folder"]), resume=word["resume"])
+        return math.nan
+    except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PAUSE)
+        if DEBUGGING or not isinstance(error, (UserError, OmegaConfBaseException)):
+            raise
+        sys.exit(f"vae-train: rank {ranks.rank()}: error: {one_line(error)}")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(RESUMABLE if isinstance(interrupt, Interrupted) else 130)
+
+
+def _word(own: dict[str, Any], said: dict[str, Any] | None) -> Any:
+    """Meet the other ranks, and return what the first has said: the settings and the folder of a run, or nothing."""
+    if ranks.count() == 1:
+        return said
+    from vae_cli import parallel
+    from vae_cli.trainer import choose_device
+
+    parallel.start(choose_device(own["trainer"]["device"]))
+    return parallel.shared(None if said is None else said | {"composed": own, "code": ranks.code()})
+
+
+def _own_places(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings["data"][key] for key in ("root", "path") if key in settings["data"]}
+
+
+def _refuse_strangers(word: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuse to train with a rank of other settings or another version.
+
+    Raises:
+        UserError: the ranks differ.
+    """
+    from vae_cli.config import flat
+
+    theirs, mine = flat(word["composed"]), flat(own)
+    differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in (*OWN, "resume")]
+    if differing:
+        key = differing[0]
+        raise UserError(f"{key}={mine.get(key)}: rank 0 has {theirs.get(key)}; ranks need the same settings")
+    if word["code"] != ranks.code():
+        raise UserError("another version of vae_cli runs as rank 0; ranks need the same code")
+
+
+def _earlier() -> Path | None:
+    """Return the run's folder where torchrun has started its processes before."""
+    if ranks.count() == 1:
+        return None
+    from vae_cli import parallel
+
+    folder = parallel.remembered()
+    return None if folder is None else Path(folder)
+
+
+def _refuse_moving(key: str) -> None:
+    """Refuse to go on where a folder has another name at each start.
+
+    Raises:
+        UserError: nobody chose it.
+    """
     if not _typed(key):
         raise UserError(f"resume=auto: needs a folder that stays the same from start to start; give {key}=FOLDER")
+
+
+def _begin_or_go_on(composed: DictConfig, folder: Path) -> float:
+    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished."""
     settings, resume = _settings(composed), _saved(folder)
     summary = folder / "summary.json"
     if resume and not _refuse_others(settings, folder) and summary.is_file():
         print(f"finished already: {os.path.relpath(folder)}")
+        _word(settings, None)
         return _score(json.loads(summary.read_text()))
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    return _train(settings, folder, resume)
+    return _train(composed, settings, folder, resume)
 
 
 def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
@@ -191,13 +286,20 @@ def _withdraw(folder: Path) -> None:
         folder.rmdir()
 
 
-def _train(settings: dict[str, Any], folder: Path, resume: bool) -> float:
+def _accepted(settings: dict[str, Any]) -> Config:
     from vae_cli.config import validate
 
     config = validate(settings)
     _find_own_parts(settings)
-    from vae_cli import run  # brings torch
+    return config
 
+
+def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume: bool) -> float:
+    config = _accepted(settings)
+    from vae_cli import parallel, run  # brings torch
+
+    parallel.remember(str(folder.absolute()))
+    _word(_settings(composed), {"settings": settings, "folder": str(folder), "resume": resume})
     summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
     print(f"report: {os.path.relpath(folder / 'report.html')}")
     print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")

@@ -6,17 +6,19 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_cli import metrics, randomness
+from vae_cli import metrics, parallel, randomness
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
 from vae_cli.interruption import Interrupted, Interruption
 from vae_cli.objective import Objective
-from vae_cli.report import Reporter
+from vae_cli.ranks import local_rank
+from vae_cli.report import Reporter, Silent
 from vae_cli.schedule import Constant, ConstantLR
 from vae_cli.schema import Trainer as TrainerSettings
 from vae_cli.schema import every
@@ -61,7 +63,7 @@ class Trainer:
         dataset: Dataset,
         settings: TrainerSettings,
         seed: int,
-        reporter: Reporter,
+        reporter: Reporter | Silent,
         save: Callable[[dict[str, Any] | None, dict[str, Any]], None],
     ):
         self.vae, self.objective, self.kl = vae, objective, kl
@@ -73,6 +75,8 @@ class Trainer:
         self.train, self.valid = train, dataset.resident("valid", self.device)
         self.watched = self.valid or dataset.fixed_train(self.device, WATCHED, seed=0)
         self.batch_size = min(settings.batch_size, len(self.train))
+        self.shares = (settings.accumulate, parallel.count())
+        refuse_uneven(self.batch_size, *self.shares)
         self.steps_per_epoch = epoch_length(settings, len(self.train))
         self.total = settings.steps or settings.epochs * self.steps_per_epoch
         self.stepper = Step(
@@ -85,6 +89,7 @@ class Trainer:
         self.rollbacks = 0
         self.good: dict[str, Any] | None = None
         self.since, self.since_step = time.perf_counter(), 0
+        self.next_agreement, self.time_is_up = 0, False
 
     @property
     def epoch(self) -> float:
@@ -96,6 +101,7 @@ class Trainer:
         """What steps run on, in words."""
         ways = ["compiled"] * self.settings.compile + ["graph"] * self.stepper.graphs
         ways += [] if self.train.resident else ["data streamed"]
+        ways += [f"{parallel.count()} ranks"] if parallel.count() > 1 else []
         return " ".join([self.device.type, self.settings.precision, *ways])
 
     @property
@@ -113,7 +119,9 @@ class Trainer:
         self.since, self.since_step = time.perf_counter(), self.step
         started, before = time.perf_counter(), self.seconds
         with Interruption() as interruption:
-            while self.step < self.total and not self._patience_is_over() and not interruption.asked:
+            while not (stop := self._agreed(bool(interruption.asked))) and self.step < self.total:
+                if self._patience_is_over():
+                    break
                 self._update(next(indices))
                 self.step += 1
                 self.reporter.advance(self.step)
@@ -123,12 +131,34 @@ class Trainer:
                 except Diverged as error:
                     self._roll_back(error)
                     indices = self._indices()
-            if interruption.asked:
+            if stop:
                 self.save()
                 raise Interrupted(interruption.asked)
         if self.step > self.since_step:
             self._log()
         self.save()
+
+    def _agreed(self, interrupted: bool) -> bool:
+        """Return whether any rank was asked to stop, and see whether a checkpoint is due by the first one's clock.
+
+        Ranks ask one another about twice a second, at steps that the first chooses for all.
+        """
+        if parallel.count() == 1:
+            self.time_is_up = self._minutes_are_over()
+            return interrupted
+        if self.step < self.next_agreement:
+            self.time_is_up = False
+            return False
+        first = parallel.rank() == 0
+        pace = (self.step - self.since_step) / max(time.perf_counter() - self.since, 1e-9)
+        due = first and self._minutes_are_over()
+        stop, due_now, wait = parallel.most([interrupted, due, max(1.0, 0.5 * pace) if first else 0.0])
+        self.next_agreement, self.time_is_up = self.step + int(wait), due_now > 0.0
+        return stop > 0.0
+
+    def _minutes_are_over(self) -> bool:
+        amount, unit = every(self.settings.checkpoint_every)
+        return unit == "minutes" and time.monotonic() - self.saved >= 60.0 * amount
 
     def _keep_up(self) -> None:
         """Log, validate and save when they are due. Host and device meet here alone."""
@@ -144,18 +174,21 @@ class Trainer:
     def _checkpoint_is_due(self) -> bool:
         amount, unit = every(self.settings.checkpoint_every)
         if unit == "minutes":
-            return time.monotonic() - self.saved >= 60.0 * amount
+            return self.time_is_up
         return self.step % max(1, round(amount * (self.steps_per_epoch if unit == "epochs" else 1))) == 0
 
     def _indices(self) -> Iterator[Tensor]:
-        """Yield the index [B] of each batch from here on, epoch after epoch, and announce the one after it."""
+        """Yield the index [k, b] of each batch from here on, epoch after epoch, and announce the one after it.
+
+        A batch has k parts (trainer.accumulate), of each of which this rank has its share of b examples.
+        """
         while True:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             order = self.train.order(self.seed, epoch)[: self.steps_per_epoch * self.batch_size]
-            left = order.split(self.batch_size)[done:]
-            for k, index in enumerate(left):
-                if k + 1 < len(left):
-                    self.train.expect(left[k + 1])
+            left = order.view(self.steps_per_epoch, *self.shares, -1)[done:, :, parallel.rank()]
+            for index, after in zip_longest(left, left[1:]):
+                for part in after if after is not None else ():
+                    self.train.expect(part)
                 yield index
 
     def _update(self, index: Tensor) -> None:
@@ -218,7 +251,7 @@ class Trainer:
         result = metrics.evaluate(self.evaluated, self.watched)
         self._refuse_infinite({"elbo": result.elbo, "reconstruction": result.reconstruction, "kl": result.kl})
         if self.valid is not None:
-            score = self.objective.score(self.evaluated, self.valid, result)
+            score = self._score(result)
             self.lr_schedule.observe(score)
             self.waited += 1
             if self.best is None or score > self.best["score"]:
@@ -231,6 +264,12 @@ class Trainer:
         nth, count = self.step // every, self.total // every
         if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
             self.reporter.pictures(self.step, self.evaluated, self.watched, result.kl_by_dimension)
+
+    def _score(self, result: metrics.Evaluation) -> float:
+        """Return the number that the best weights are chosen by: the same on every rank."""
+        valid = self.valid
+        assert valid is not None
+        return parallel.by_first(lambda: self.objective.score(self.evaluated, valid, result))
 
     def _best(self, score: float) -> dict[str, Any]:
         weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
@@ -280,7 +319,7 @@ class Trainer:
             "lr": self.lr,
             "rollbacks": self.rollbacks,
             "warnings": list(self.reporter.warnings),
-            "sums": self.stepper.sums,
+            "sums": parallel.mean(self.stepper.sums),
             "summed": self.stepper.summed,
             "skipped": self.stepper.skipped,
             "random": randomness.state_dict(self.device),
@@ -309,6 +348,18 @@ class Trainer:
         randomness.load_state_dict(state["random"], self.device)
 
 
+def refuse_uneven(batch: int, parts: int, ranks: int) -> None:
+    """Refuse a batch that does not divide among ranks and parts.
+
+    Raises:
+        UserError: it does not.
+    """
+    if left := batch % (parts * ranks):
+        among = " × ".join([f"{ranks} ranks"] * (ranks > 1) + [f"trainer.accumulate={parts}"] * (parts > 1))
+        near = ", ".join(str(size) for size in (batch - left, batch - left + parts * ranks) if size)
+        raise UserError(f"trainer.batch_size={batch}: does not divide among {among}; {near} are allowed")
+
+
 def epoch_length(settings: TrainerSettings, n: int) -> int:
     """Return the steps of one pass over n examples; a remainder too small for a batch waits for the next shuffle."""
     return n // min(settings.batch_size, n)
@@ -326,4 +377,4 @@ def choose_device(name: str, key: str = "trainer.device") -> torch.device:
     if not here[name]:
         allowed = ", ".join(["auto", *(device for device, present in here.items() if present)])
         raise UserError(f"{key}={name}: there is none on this machine ({allowed} are allowed)")
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    return torch.device(name, local_rank()) if name == "cuda" else torch.device(name)

@@ -5,11 +5,14 @@ A transform takes stored values, uint8 grey levels k in 0 … L−1 or floats, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+
+from vae_cli import randomness
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -21,6 +24,18 @@ def scale(x: Tensor, *, levels: int | None) -> Tensor:
     return x.float() if levels == 2 else x.float().mul_(1.0 / (levels - 1))
 
 
+def _uniform(like: Tensor) -> Tensor:
+    """Draw float32 from [0, 1), an element for each of those of a batch."""
+    return randomness.rows(partial(torch.rand, device=like.device), like.shape)
+
+
+def _integers(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Draw 16-bit integers, four to a draw."""
+    n = math.prod(shape)
+    draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
+    return draws.view(torch.int16)[:n].view(*shape)
+
+
 def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
     """Draw each pixel from Bernoulli(k / (L − 1)).
 
@@ -28,12 +43,10 @@ def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
     `torch.bernoulli`; probabilities are exact to 2⁻¹⁶, and those of 0 and 1 exactly.
     """
     if levels is None:
-        return torch.rand_like(x).lt_(x)
+        return _uniform(x).lt_(x)
     if x.device.type == "mps":  # cannot draw from the whole range of an integer
-        return torch.rand(x.shape, device=x.device).mul_(levels - 1).lt(x).float()
-    n = x.numel()
-    draws = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    uniform = draws.view(torch.int16)[:n].view(x.shape).clamp_(max=32766)  # so that white is always white
+        return _uniform(x).mul_(levels - 1).lt(x).float()
+    uniform = randomness.rows(partial(_integers, device=x.device), x.shape).clamp_(max=32766)  # white is always white
     if levels == 256:
         bound = x.to(torch.int16).mul_(257).sub_(32768)
     else:
@@ -43,7 +56,7 @@ def bernoulli(x: Tensor, *, levels: int | None) -> Tensor:
 
 def dequantize(x: Tensor, *, levels: int) -> Tensor:
     """Return (k + u) / L with u uniform on [0, 1): a density in place of a mass (Theis et al. 2016)."""
-    return torch.rand(x.shape, device=x.device).add_(x).mul_(1.0 / levels)
+    return _uniform(x).add_(x).mul_(1.0 / levels)
 
 
 def threshold(x: Tensor, *, levels: int | None) -> Tensor:

@@ -73,7 +73,7 @@ class Streamed(Resident):
     def __init__(self, examples: Examples, transform: Transform, device: torch.device):
         self.examples, self.transform, self.device = examples, transform, device
         self.thread = ThreadPoolExecutor(1, "gather")
-        self.ahead: list[tuple[Tensor, Future[Batch]]] = []
+        self.ahead: dict[int, Future[Batch]] = {}  # by the place in memory of the index
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
@@ -81,14 +81,16 @@ class Streamed(Resident):
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of an epoch, on the host."""
+        self.ahead.clear()
         return super().order(seed, epoch).cpu()
 
     def expect(self, index: Tensor) -> None:
         """Gather the next batch in the background."""
-        self.ahead = [*self.ahead[-1:], (index, self.thread.submit(self._gather, index))]
+        self.ahead[index.data_ptr()] = self.thread.submit(self._gather, index)
 
     def _stored(self, index: Tensor | slice) -> Batch:
-        found = next((batch.result() for known, batch in self.ahead if known is index), None) or self._gather(index)
+        expected = self.ahead.pop(index.data_ptr(), None) if isinstance(index, Tensor) else None
+        found = self._gather(index) if expected is None else expected.result()
         x, y = (part if part is None else part.to(self.device, non_blocking=True) for part in found)
         assert x is not None
         return x, y

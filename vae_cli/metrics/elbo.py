@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli import randomness
+from vae_cli import parallel, randomness
 from vae_cli.data import Resident, Spec
 from vae_cli.distribution import exact
 from vae_cli.vae import VAE
@@ -73,10 +73,13 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
     sums: list[Tensor] | None = None
     layers: tuple[tuple[int, int], ...] = ()
     with undisturbed(vae, seed):
-        for x, y in data.batches(max(1, rows // samples)):
+        for k, (x, y) in enumerate(data.batches(max(1, rows // samples))):
+            if k % parallel.count() != parallel.rank():
+                continue
+            torch.manual_seed(seed + k * 2**32)  # of the batch's own, whichever rank has it
             part, layers = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
-    assert sums is not None
+    sums, layers = _of_all(sums, layers)
     reconstruction, kl, mean, again, square, elbo_square = ((value / len(data)).cpu() for value in sums)
     correction = len(data) / max(1, len(data) - 1)
     variance = (square - mean * again) * correction
@@ -90,6 +93,18 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
         layers=layers,
         elbo_stderr=float((spread / len(data)).sqrt()),
     )
+
+
+def _of_all(
+    sums: list[Tensor] | None, layers: tuple[tuple[int, int], ...]
+) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
+    """Return the sums over the batches of all ranks, some of which may have had none."""
+    if parallel.count() == 1:
+        assert sums is not None
+        return sums, layers
+    found = parallel.everyones((sums and [each.cpu() for each in sums], layers))
+    there = [each for each in found if each[0] is not None]
+    return [sum(parts) for parts in zip(*(each[0] for each in there), strict=True)], there[0][1]
 
 
 def decodes_at_once(vae: VAE) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from vae_cli.distribution import kl_by_dimension
+from vae_cli.distribution import Gaussian, kl_by_dimension
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
 from vae_cli.model.layers import dense, picture_shape
@@ -203,7 +203,7 @@ def _given_above(down: nn.Module, statistic: Normal | None, above: Tensor) -> No
 
 def _gaussian(outputs: Tensor) -> Normal:
     loc, raw = outputs.chunk(2, dim=-1)
-    return Normal(loc, F.softplus(raw) + FLOOR, validate_args=False)
+    return Gaussian(loc, F.softplus(raw) + FLOOR, validate_args=False)
 
 
 def _product(p: Normal, statistic: Normal | None) -> Normal:
@@ -212,4 +212,4 @@ def _product(p: Normal, statistic: Normal | None) -> Normal:
         return p
     mine, other = p.scale**-2, statistic.scale**-2
     total = mine + other
-    return Normal((p.loc * mine + statistic.loc * other) / total, total**-0.5, validate_args=False)
+    return Gaussian((p.loc * mine + statistic.loc * other) / total, total**-0.5, validate_args=False)

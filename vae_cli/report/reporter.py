@@ -70,7 +70,8 @@ class Reporter:
             self.warn(f"{what}: could not be written ({first_line(error)})")
 
     def begin(self, step: int, total: int) -> None:
-        """Training begins."""
+        """Training begins; a summary of the run as it was before it went on is void."""
+        (self.folder / "summary.json").unlink(missing_ok=True)
         self.total, self.first, self.began, self.spoke = total, step, time.perf_counter(), 0.0
         self.terminal.begin(step, total)
 

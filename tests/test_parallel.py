@@ -1,0 +1,154 @@
+"""Several processes train what one would, on gloo and loopback; what is lost goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import ranks as compositions
+from tests.conftest import ROOT, command
+from vae_cli.errors import UserError
+from vae_cli.trainer import refuse_uneven
+
+SMALL = ["data=synthetic", "data.n=400", "data.shape=[12,12]", "model.hidden=[32]", "trainer.device=cpu"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+def torchrun(*arguments, wait=True):
+    """Start ranks on this machine."""
+    launched = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1", *map(str, arguments)]
+    process = subprocess.Popen(
+        launched, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return (process.communicate(timeout=240)[0], process.returncode) if wait else process
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(folder, other, tolerance=1e-4, steps=20):
+    """Compare all that two runs wrote of their first steps, but the time it took."""
+    mine, theirs = ([line for line in lines(each) if line["step"] <= steps] for each in (folder, other))
+    assert len(mine) == len(theirs) > 0
+    for a, b in zip(mine, theirs, strict=True):
+        for line in (a, b):
+            line.pop("train/examples_per_second", None)
+        assert a == pytest.approx(b, rel=tolerance, abs=1e-4), (Path(folder).name, a["step"])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The compositions, trained by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    subprocess.run([sys.executable, "-m", "tests.ranks", str(folder)], cwd=ROOT, env=ENVIRONMENT, check=True)
+    return folder
+
+
+@pytest.mark.parametrize(("count", "names"), [(2, list(compositions.CASES)), (4, ["elbo", "beta_tc", "parts"])])
+def test_ranks_train_what_one_process_would(tmp_path, alone, count, names):
+    said, code = torchrun("--standalone", f"--nproc-per-node={count}", "-m", "tests.ranks", tmp_path, *names)
+    assert code == 0, said
+    for name in names:
+        assert_equal(alone / name, tmp_path / name, tolerance=1e-2 if name == "bf16" else 1e-4)
+
+
+def test_a_run_of_two_ranks_is_one_run_and_goes_on_with_one(tmp_path):
+    run = tmp_path / "run"
+    arguments = ["-m", "vae_cli.train", *SMALL, "trainer.log_every=5", "trainer.steps=20"]
+    said, code = torchrun("--standalone", "--nproc-per-node=2", *arguments, f"hydra.run.dir={run}")
+    assert code == 0, said
+    assert said.count("report: ") == 1
+    assert len(list((run / "tensorboard").glob("events.*"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert command(*arguments[2:-1], "trainer.steps=40", f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
+    assert command(f"resume={run}", "trainer.steps=40").returncode == 0
+    assert_equal(run, tmp_path / "one", steps=40)
+    before, after = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "run"))
+    assert after["test/elbo"] == pytest.approx(before["test/elbo"], rel=1e-4)
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_torchrun_goes_on_with_it(tmp_path):
+    arguments = [*SMALL, "trainer.steps=4000", "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
+    run = tmp_path / "run"
+    launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "vae_cli.train"]
+    process = torchrun(*launch, *arguments, f"hydra.run.dir={run}", wait=False)
+    kill_one_rank(process, run)
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    assert "vae-train: error: another rank was lost (torchrun says which); the last checkpoint is kept" in said
+    assert "going on at step" in said
+    assert "Traceback" not in said
+    steps = [line["step"] for line in lines(run) if "train/loss" in line]
+    assert steps == list(range(50, 4001, 50))
+
+
+def kill_one_rank(process, run):
+    """Kill the last of torchrun's ranks without warning, once there is a checkpoint."""
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.pt").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_one_of_three_machines_loses_its_rank_and_the_run_ends_as_if_it_had_not(tmp_path):
+    arguments = [*SMALL, "trainer.steps=3000", "trainer.batch_size=66", "trainer.checkpoint_every=100", "seed=3"]
+    run, one = tmp_path / "run", tmp_path / "one"
+    launch = [
+        "--nnodes=3", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=three", "-m", "vae_cli.train",
+    ]  # fmt: skip
+    machines = [torchrun(*launch, *arguments, f"hydra.run.dir={run}", wait=False) for _ in range(3)]
+    kill_one_rank(machines[-1], run)
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0, 0], said
+    assert "going on at step" in "".join(said)
+    assert command(*arguments, f"hydra.run.dir={one}").returncode == 0
+    assert_equal(run, one, steps=300)
+    found, wanted = (json.loads((folder / "summary.json").read_text())["test/elbo"] for folder in (run, one))
+    assert found == pytest.approx(wanted, rel=0.01)
+
+
+def test_ranks_of_other_settings_are_refused(tmp_path):
+    start = f"exec {sys.executable} -m vae_cli.train {' '.join(SMALL)} trainer.steps=2 seed=$RANK hydra.run.dir="
+    said, code = torchrun(
+        "--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", f"{start}{tmp_path / 'run'}"
+    )
+    assert code != 0
+    assert "vae-train: rank 1: error: seed=1: rank 0 has 0; ranks need the same settings" in said
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    refuse_uneven(128, 1, 4)
+    with pytest.raises(
+        UserError, match=r"trainer.batch_size=100: .* 3 ranks × trainer.accumulate=2; 96, 102 are allowed"
+    ):
+        refuse_uneven(100, 2, 3)
+
+
+def test_parts_that_are_not_the_whole_are_refused(tmp_path):
+    from tests.conftest import train
+
+    for own, named in ((["objective=beta_tc"], "this objective"), (["kl.free_bits=0.1"], "kl.free_bits")):
+        with pytest.raises(UserError, match=f"trainer.accumulate=2: {named} joins the examples of a batch"):
+            train(tmp_path / named, *SMALL, "trainer.steps=2", "trainer.accumulate=2", *own)
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    found = command("-m", "seed=1,2")
+    assert found.returncode == 1
+    assert found.stderr.strip().startswith("vae-train: error: -m: a sweep under torchrun is not allowed")
