@@ -49,6 +49,7 @@ CASES = {
     "conv-28": ["model=conv", "model.channels=[32,64]", "data.shape=[28,28]", "trainer.batch_size=128"],
     "conv-32x3": ["model=conv", "model.channels=[32,64]", "data.shape=[3,32,32]", "trainer.batch_size=128"],
 }
+STEPS = {"mlp-128": 1000, "mlp-1024": 200, "conv-28": 250, "conv-32x3": 200}  # default logging and validation included
 COMMON = ["data=synthetic", f"data.n={EXAMPLES}", "data.test=0", "data.valid=1000", "data.binarize=dynamic"]
 Rival = Callable[["Case"], float]
 
@@ -355,7 +356,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--rival", action="append", choices=RIVALS)
-    parser.add_argument("--steps", type=int, default=1000, help="of ours, default logging and validation included")
+    parser.add_argument("--steps", type=int, help="of each repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--no-results", action="store_true", help="print alone")
@@ -367,7 +368,7 @@ def main() -> None:
     names = [name for name in RIVALS if present(name) and name in ("ours", *(arguments.rival or RIVALS))]
     rows = []
     for name in arguments.case or CASES:
-        case = Case(name, device, arguments.steps, arguments.overrides)
+        case = Case(name, device, arguments.steps or STEPS[name], arguments.overrides)
         rows.append(row(case, measure(case, names, arguments.repeats)))
         print(table(rows[-1:], machine(device)).splitlines()[-1], flush=True)
     text = table(rows, machine(device))

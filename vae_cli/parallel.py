@@ -202,13 +202,11 @@ def _averaged(x: Tensor) -> Tensor:
     return x / count()
 
 
-@torch.compiler.disable
 def mean(x: Tensor) -> Tensor:
     """Return the mean over ranks of equal shares' means, with its gradient."""
     return x if count() == 1 else _Mean.apply(x)
 
 
-@torch.compiler.disable
 def gather(x: Tensor, axis: int = 0) -> Tensor:
     """Return the rows of all ranks along an axis, with the gradient that `_Gather` explains."""
     return x if count() == 1 else _Gather.apply(x.movedim(axis, 0)).movedim(0, axis)

@@ -23,6 +23,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def mixed(seed: int, k: int) -> int:
+    """Return the seed of the k-th of a row of things that each draw for themselves."""
+    return (seed * 0x9E3779B97F4A7C15 + k * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
+
+
 def state_dict(device: torch.device) -> dict[str, Any]:
     """Return the state of every generator that a run on `device` draws from, in plain values and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)

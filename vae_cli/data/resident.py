@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae_cli.data.examples import Examples, subset
 from vae_cli.data.pixels import Transform
+from vae_cli.randomness import mixed
 
 ROOM = 0.5  # share of the device's free memory that examples may take
 
@@ -37,8 +38,7 @@ class Resident:
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""
-        mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
-        generator = torch.Generator(self.device).manual_seed(mixed)
+        generator = torch.Generator(self.device).manual_seed(mixed(seed, epoch))
         return torch.randperm(len(self), generator=generator, device=self.device)
 
     def batch(self, index: Tensor | slice) -> Batch:

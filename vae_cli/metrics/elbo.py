@@ -76,7 +76,7 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
         for k, (x, y) in enumerate(data.batches(max(1, rows // samples))):
             if k % parallel.count() != parallel.rank():
                 continue
-            torch.manual_seed(seed + k * 2**32)  # of the batch's own, whichever rank has it
+            torch.manual_seed(randomness.mixed(seed, k))  # of the batch's own, whichever rank has it
             part, layers = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     sums, layers = _of_all(sums, layers)
