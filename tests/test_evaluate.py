@@ -24,6 +24,7 @@ SETTINGS = {
     "amortisation_examples": 5,
     "batch_size": None,
     "device": "cpu",
+    "compile": False,
     "seed": 0,
     "trust": False,
     "data": None,
