@@ -91,7 +91,7 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 
 def survive(folder: Path, kills: int, *settings: str, chance: random.Random, a_run: int = 20) -> Counter[str]:
-    """Start runs again and again, each killed at random moments, until so many were killed; then hold what they came to.
+    """Kill runs at random moments, so often in all, each started again until it ends; hold what they came to.
 
     Moments are drawn from the whole life of a process: start-up, training, saving, the final evaluation, the report.
     Every run must end equal to an undisturbed one.

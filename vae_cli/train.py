@@ -21,17 +21,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vae_cli import errors, sweep
-from vae_cli.command import DEBUGGING, guarded, own_folders
+from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
 from vae_cli.errors import CONF, UserError, one_line
 from vae_cli.interruption import Interrupted
 
 SETTINGS = Path(".hydra") / "config.yaml"
 OVERLAYS = ("experiment", "debug")  # groups that only set others
-MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
-MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
 
 def main() -> None:
@@ -103,10 +100,12 @@ def application(composed: DictConfig) -> float:
             folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
             claimed = True
         return _train(_resumed(folder, composed) if resume else _settings(composed), folder, resume)
+    except BrokenPipeError:  # what reads our output went; no error of the run
+        raise
     except Exception as error:
         if claimed:  # another run's claim is not ours to withdraw
             _withdraw(folder)
-        expected = isinstance(error, (UserError, OmegaConfBaseException))
+        expected = isinstance(error, ERRORS)
         if DEBUGGING or not (sweeping or expected):
             raise
         if not sweeping:
@@ -138,16 +137,13 @@ def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
     Raises:
         UserError: they differ in something else.
     """
-    from vae_cli.config import flat
+    from vae_cli.config import differing, stays
 
-    own, new = flat(_stored(folder)), flat(settings)
-    differing = [key for key in {**own, **new} if own.get(key) != new.get(key) and key != "resume"]
-    for key in differing:
-        if not key.startswith(MAY_CHANGE) or key in MUST_STAY:
-            raise UserError(
-                f"{key}={new.get(key)}: the run in {folder} has {own.get(key)}; choose another folder for it"
-            )
-    return bool(differing)
+    found = differing(_stored(folder), settings)
+    for key, (own, new) in found.items():
+        if stays(key):
+            raise UserError(f"{key}={new}: the run in {folder} has {own}; choose another folder for it")
+    return bool(found)
 
 
 def _saved(folder: Path) -> bool:
@@ -230,12 +226,14 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
+    from vae_cli.config import MUST_STAY, stays
+
     own = OmegaConf.create(_stored(folder))
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")
         if key == "resume":
             continue
-        if not key.startswith(MAY_CHANGE) or key in MUST_STAY:
+        if stays(key):
             raise UserError(
                 f"{override}: a resumed run keeps its own settings; "
                 f"trainer.* (but {', '.join(MUST_STAY)}) and optimizer.lr may change"
