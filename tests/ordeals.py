@@ -32,6 +32,7 @@ from vae_cli.config import compose
 from vae_cli.data import files
 from vae_cli.errors import UserError
 from vae_cli.report import Reporter
+from vae_cli.step import Step
 
 TINY = ["data=synthetic", "data.n=200", "data.shape=[12,12]", "model.latent_dim=4", "trainer.steps=2"]
 KILLED = [*TINY, "trainer.steps=1500", "trainer.checkpoint_every=25", "trainer.validate_every=40",
@@ -130,6 +131,24 @@ def _ends(run: Path, arguments: list[str], seconds: float, found: Counter[str]) 
         found["while a checkpoint was written"] += any((run / "checkpoints").glob("*.partial"))
         found["after training"] += (run / "summary.json").is_file()
     return ended
+
+
+@contextmanager
+def killed_after(steps: int) -> Iterator[None]:
+    """Leave the process of training after so many steps, as a kill would: nothing more is written."""
+    call, left = Step.__call__, [steps]
+
+    def counted(self: Step, *arguments: Any, **named: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        call(self, *arguments, **named)
+
+    Step.__call__ = counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Step.__call__ = call
 
 
 class Probe(Callback):

@@ -1,7 +1,6 @@
 """vae-eval: a run folder in, the same model and honest numbers out."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, TINY, train
+from tests.conftest import ROOT, TINY, command, train
 from vae_cli import metrics, parts
 from vae_cli.config import validate_evaluate
 from vae_cli.errors import UserError
@@ -51,14 +50,7 @@ def finished(path, *overrides):
 
 
 def evaluate_cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "vae_cli.evaluate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        check=False,
-    )
+    return command(*arguments, module="vae_cli.evaluate")
 
 
 def test_the_restored_model_has_the_numbers_of_the_run(folder):

@@ -32,7 +32,7 @@ def trains(folder, *overrides):
     return found
 
 
-@pytest.mark.parametrize("level", [0, 7, 255])
+@pytest.mark.parametrize("level", [0, 7])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_constant_pixels(tmp_path, likelihood, level):
     """A learned scale falls towards 0 and logits grow without end, at a high learning rate."""

@@ -59,7 +59,7 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     keys = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if "trainer.epochs" in keys and keys.get("trainer.steps", "null") != "null":
         raise UserError("trainer.epochs: has no effect beside trainer.steps; give one of the two")
-    given = (keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null").strip("'\"")
+    given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     if given in ("null", "auto"):
         return list(arguments)
     if "-m" in arguments or "--multirun" in arguments:
@@ -76,6 +76,12 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
     others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
     return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+
+
+def _unquoted(value: str) -> str:
+    """Return what Hydra reads from a value in quotes; one without them may be any path."""
+    quote = value[:1]
+    return value[1:-1].replace(f"\\{quote}", quote) if quote in ("'", '"') and value[-1:] == quote else value
 
 
 def _remember_own_options(arguments: Sequence[str]) -> None:
