@@ -154,7 +154,9 @@ def test_weights_that_do_not_fit_are_told(folder, tmp_path):
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
     config["model"]["hidden"] = [7]
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match="its weights do not fit the run's settings"):
+    with pytest.raises(
+        UserError, match=r"best\.pt: of another run, which had model\.hidden=\[400\]; this one has \[7\]"
+    ):
         parts.restore(run, torch.device("cpu"))
 
 

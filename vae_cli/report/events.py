@@ -15,7 +15,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 PREFIX = "events.out.tfevents."
-PACE = 10.0  # seconds between flushes at most
 _NUMBER = count()
 
 
@@ -29,7 +28,7 @@ class Events:
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.flushed = folder, time.monotonic()
+        self.folder = folder
         self.records: RecordWriter | None = RecordWriter((folder / _name(folder)).open("wb"))
         self.add_event(Event(step=purge_step, file_version="brain.Event:2"))
         self.add_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)), purge_step)
@@ -48,12 +47,10 @@ class Events:
         if step is not None:
             event.step = int(step)
         self._attempt(lambda records: records.write(event.SerializeToString()))
-        if time.monotonic() - self.flushed > PACE:
-            self.flush()
+        self.flush()  # to the system, which keeps it when this process is killed
 
     def flush(self) -> None:
         """Hand what was written to the system."""
-        self.flushed = time.monotonic()
         self._attempt(lambda records: records.flush())
 
     def close(self) -> None:
