@@ -1,38 +1,31 @@
 """Fixtures: composed configurations, runs in this process, the command in another, and the real MNIST."""
 
 import os
-import subprocess
-import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import DEFAULT, patch
 
 import pytest
 import torch
 
+from tests.ordeals import TINY
+from tests.processes import ROOT, command
 from vae_cli import run
 from vae_cli.config import compose
+from vae_cli.report import Reporter
 
-ROOT = Path(__file__).parent.parent
-TINY = ["data=synthetic", "data.n=200", "data.shape=[12,12]", "model.latent_dim=4", "trainer.steps=2"]
-
+__all__ = ["ROOT", "TINY", "command", "configure", "train"]
 
 configure = compose  # composes and validates a configuration as vae-train would
 
 
-def train(folder, *overrides, resume=False):
-    """Train into a folder in this process and return the summary."""
-    return run.train(configure(*overrides), Path(folder), resume=resume)
+def train(folder, *overrides, resume=False, drawn=False):
+    """Train into a folder in this process and return the summary; `drawn` says whether figures and report are wanted.
 
-
-def command(*arguments, cwd=ROOT, timeout=300):
-    """Run vae-train in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "vae_cli.train", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    They are most of a short run's time.
+    """
+    with nullcontext() if drawn else patch.multiple(Reporter, figures=DEFAULT, page=DEFAULT):
+        return run.train(configure(*overrides), Path(folder), resume=resume)
 
 
 @pytest.fixture(autouse=True)

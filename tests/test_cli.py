@@ -3,18 +3,18 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tensorboard import program
 
 from tests.conftest import ROOT, TINY, command, train
+from tests.processes import Command, wait_for
 
 QUICK = [*TINY, "trainer.batch_size=32"]
 
@@ -81,25 +81,22 @@ def test_a_refused_run_leaves_another_runs_claim_alone(tmp_path):
 
 
 def test_runs_started_at_once_each_get_a_folder(tmp_path):
-    at_once = [sys.executable, "-m", "vae_cli.train", *QUICK, "hydra.job.name=x"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    runs = [subprocess.Popen([*at_once, f"seed={k}"], cwd=tmp_path, env=env, stdout=-3, stderr=-3) for k in range(3)]
-    assert [process.wait() for process in runs] == [0, 0, 0]
+    with ExitStack() as ends:
+        runs = [ends.enter_context(Command(*QUICK, "hydra.job.name=x", f"seed={k}", cwd=tmp_path)) for k in range(3)]
+        assert [run.done().returncode for run in runs] == [0, 0, 0]
     assert len(list((tmp_path / "outputs").rglob("summary.json"))) == 3
 
 
 def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_the_undisturbed_one(tmp_path):
     settings = [*QUICK, "trainer.steps=1500", "trainer.log_every=10"]
-    arguments = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={tmp_path}/run"]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.stat().st_size):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert errors.startswith("vae-train: interrupted; go on with: vae-train resume=")
-    assert errors.count("\n") == 1
+    with Command(*settings, f"hydra.run.dir={tmp_path}/run") as started:
+        wait_for(lambda: metrics.is_file() and metrics.stat().st_size)
+        started.signal("SIGINT")
+        done = started.done(60)
+    assert done.returncode == 75
+    assert done.stderr.startswith("vae-train: interrupted; go on with: vae-train resume=")
+    assert done.stderr.count("\n") == 1
     assert command(f"resume={tmp_path}/run").returncode == 0
     whole = train(tmp_path / "whole", *settings)
     resumed = json.loads((tmp_path / "run" / "summary.json").read_text())

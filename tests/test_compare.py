@@ -2,14 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import command
 from vae_cli.compare import compare, find, group, varying
 from vae_cli.errors import UserError
 
@@ -88,9 +86,7 @@ def test_what_varies_is_found(sweep):
 
 
 def test_errors_are_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "vae_cli.compare", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = command(tmp_path, module="vae_cli.compare")
     assert done.returncode == 1
     assert done.stderr.startswith("vae-compare: error: ")
     assert done.stderr.count("\n") == 1

@@ -1,7 +1,6 @@
 """vae-eval: a run folder in, the same model and honest numbers out."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, TINY, train
+from tests.conftest import ROOT, TINY, command, train
 from vae_cli import metrics, parts
 from vae_cli.config import validate_evaluate
 from vae_cli.errors import UserError
@@ -52,14 +51,7 @@ def finished(path, *overrides):
 
 
 def evaluate_cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "vae_cli.evaluate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        check=False,
-    )
+    return command(*arguments, module="vae_cli.evaluate")
 
 
 def test_the_restored_model_has_the_numbers_of_the_run(folder):
@@ -163,7 +155,9 @@ def test_weights_that_do_not_fit_are_told(folder, tmp_path):
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
     config["model"]["hidden"] = [7]
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match="its weights do not fit the run's settings"):
+    with pytest.raises(
+        UserError, match=r"best\.pt: of another run, which had model\.hidden=\[400\]; this one has \[7\]"
+    ):
         parts.restore(run, torch.device("cpu"))
 
 

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 
 import pytest
 import torch
 
 from tests.conftest import ROOT, TINY, command, configure, train
+from tests.ordeals import equal, history, numbers, soak, survive, weights
+from tests.processes import Command, wait_for
 from vae_cli import checkpoint
 from vae_cli.errors import UserError
 from vae_cli.lock import locked
@@ -23,25 +25,7 @@ from vae_cli.report import Reporter
 from vae_cli.schema import every
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
-LONG = [*TINY, "trainer.steps=4000", "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
-
-
-def weights(folder):
-    return checkpoint.load(folder / "checkpoints" / "last.pt")["model"]
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def numbers(folder):
-    found = json.loads((folder / "summary.json").read_text())
-    return {key: value for key, value in found.items() if "/" in key}
-
-
-def history(folder):
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "per_second" not in key} for line in found]
+LONG = [*TINY, "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
 
 
 DAMAGES = {
@@ -103,54 +87,42 @@ def test_at_no_moment_is_there_no_whole_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(previous)["step"] == 2
 
 
-@pytest.mark.parametrize("extra", [[], ["model=conv", "conditional=label", "kl=cyclical", "trainer.ema=0.9"]])
+@pytest.mark.parametrize("extra", [[], ["conditional=label", "kl=cyclical", "trainer.ema=0.9"]])
 def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path, extra):
-    _survive(tmp_path, kills=2 if extra else 4, extra=[*extra, "trainer.steps=500" if extra else "trainer.steps=2500"])
+    survive(tmp_path, 3, *extra, "trainer.steps=400", chance=random.Random(len(extra)))
 
 
 @pytest.mark.slow
 def test_a_hundred_kills(tmp_path):
-    _survive(tmp_path, kills=100, extra=["trainer.steps=60000", "trainer.checkpoint_every=50"])
+    survive(tmp_path, 100, chance=random.Random(0))
 
 
-def _survive(tmp_path, kills, extra):
-    settings = [*LONG, *extra, "resume=auto"]
-    chance = random.Random(0)
-    folder = tmp_path / "killed"
-    arguments = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={folder}"]
-    for nth in range(kills):
-        with subprocess.Popen(
-            arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            wait_for(lambda: (folder / "metrics.jsonl").exists() or process.poll() is not None)
-            time.sleep(2.0 + 2.0 * chance.random() if nth else 2.5)
-            process.kill()
-            errors = process.stderr.read()
-        assert not errors, errors
-    final = command(*settings, f"hydra.run.dir={folder}")
-    assert final.returncode == 0, final.stderr
-    assert command(*settings, f"hydra.run.dir={tmp_path}/whole").returncode == 0
-    assert equal(weights(folder), weights(tmp_path / "whole"))
-    assert history(folder) == history(tmp_path / "whole")
-    assert numbers(folder) == numbers(tmp_path / "whole")
+def test_jobs_of_one_process_leave_nothing_behind_and_are_what_each_is_alone(tmp_path):
+    _assert_no_growth(soak(tmp_path, 16, chance=random.Random(0), sampled=2, drawn=8))
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
+@pytest.mark.slow
+def test_a_soak(tmp_path):
+    found = soak(tmp_path, 2000, chance=random.Random(0), sampled=20, drawn=8)
+    _assert_no_growth(found)
+    assert found["bytes_a_job"] < 20_000
+
+
+def _assert_no_growth(found):
+    assert found["last"]["descriptors"] == found["first"]["descriptors"]
+    assert found["last"]["threads"] <= found["first"]["threads"] + 1  # one that still winds down
+    assert found["last"]["files"] == found["first"]["files"] == 0
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, name):
     folder = tmp_path / "run"
-    arguments = [sys.executable, "-m", "vae_cli.train", *LONG, "trainer.steps=200000", f"hydra.run.dir={folder}"]
-    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with Command(*LONG, "trainer.steps=200000", f"hydra.run.dir={folder}") as started:
         wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0)
-        process.send_signal(getattr(signal, name))
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert errors.startswith("vae-train: interrupted; go on with: vae-train resume=")
+        started.signal(name)
+        done = started.done(60)
+    assert done.returncode == 75
+    assert done.stderr.startswith("vae-train: interrupted; go on with: vae-train resume=")
     step = checkpoint.load(folder / "checkpoints" / "last.pt")["step"]
     done = command(f"resume={folder}", f"trainer.steps={step + 3}")
     assert f"going on at step {step}" in done.stdout
@@ -202,13 +174,10 @@ def test_a_sweep_runs_only_what_is_missing_and_lists_what_failed(tmp_path):
     assert second.stderr.splitlines()[-2:] == last
 
 
-FULL = """
-import resource, signal, sys
-from vae_cli import train
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (BYTES, BYTES))
-train.main()
-"""
+def full_after(size):
+    """Let no file of this process grow beyond so many bytes: what a full disk does, told by the same error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_full_disk_is_told_by_the_files_name_and_spares_the_earlier_checkpoint(tmp_path):
@@ -216,14 +185,12 @@ def test_a_full_disk_is_told_by_the_files_name_and_spares_the_earlier_checkpoint
     assert command(*SHORT, "trainer.steps=8", f"hydra.run.dir={folder}").returncode == 0
     before = weights(folder)
     limit = (folder / "checkpoints" / "last.pt").stat().st_size // 2
-    arguments = [sys.executable, "-c", FULL.replace("BYTES", str(limit)), f"resume={folder}", "trainer.steps=24"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    done = command(f"resume={folder}", "trainer.steps=24", before=partial(full_after, limit))
     assert done.returncode == 1
     assert "checkpoints/last.pt: the checkpoint cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert equal(weights(folder), before)
     assert not list((folder / "checkpoints").glob("*.partial"))
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
 
 
 def test_a_run_does_without_a_figure_that_cannot_be_written(tmp_path, monkeypatch):
@@ -231,7 +198,7 @@ def test_a_run_does_without_a_figure_that_cannot_be_written(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Reporter, "figures", full)
-    summary = train(tmp_path, *TINY)
+    summary = train(tmp_path, *TINY, drawn=True)
     assert "test/elbo" in summary
     assert (tmp_path / "report.html").is_file()
     assert "figures: could not be written ([Errno 28] No space left on device)" in (tmp_path / "train.log").read_text()

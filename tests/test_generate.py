@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import vae_cli
-from tests.conftest import ROOT, configure, train
+from tests.conftest import ROOT, command, configure, train
 from vae_cli.config import check
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.app import generate, validate
@@ -252,13 +250,12 @@ def test_what_does_not_fit_is_told(folders):
         vae_cli.load("/nowhere")
 
 
-def command(*arguments):
-    call = [sys.executable, "-m", "vae_cli.generate.app", *map(str, arguments)]
-    return subprocess.run(call, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+def generated(*arguments):
+    return command(*arguments, module="vae_cli.generate.app")
 
 
 def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
-    done = command(f"run={folders['plain']}", f"output={tmp_path}/new", "task.n=4")
+    done = generated(f"run={folders['plain']}", f"output={tmp_path}/new", "task.n=4")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     assert (tmp_path / "new" / "samples.png").is_file()
@@ -270,7 +267,7 @@ def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
         ([f"run={folders['plain']}", "task.means=3"], "task.means=3: true or false is allowed"),
         ([f"run={folders['plain']}", "task=interpolate", "task.indices=[0,999999]"], "example 999999: there are"),
     ):
-        done = command(*arguments)
+        done = generated(*arguments)
         assert done.returncode == 1
         assert done.stderr.startswith("vae-generate: error: "), done.stderr
         assert line in done.stderr

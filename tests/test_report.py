@@ -27,7 +27,7 @@ CALLS_HOME = ("google", "gvt1.com")  # what the browser asks for itself, whateve
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
-    summary = train(folder, "trainer.epochs=30", "trainer.log_likelihood_samples=20")
+    summary = train(folder, "trainer.epochs=30", "trainer.log_likelihood_samples=20", drawn=True)
     return folder, summary
 
 
@@ -66,7 +66,7 @@ def test_noise_about_a_level_raises_no_warning(validations, noise):
 
 def test_an_overfitting_run_says_so(tmp_path):
     small = ("data.limit=60", "data.binarize=threshold", "trainer.epochs=400", "trainer.batch_size=60")
-    summary = train(tmp_path / "run", *small, "optimizer.lr=0.003", "trainer.log_likelihood_samples=0")
+    summary = train(tmp_path / "run", *small, "optimizer.lr=0.003", "trainer.log_likelihood_samples=0", drawn=True)
     assert summary["evaluated_epoch"] < 300
     warnings = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
     assert any(each.startswith("overfitting: valid/elbo was best at epoch") for each in warnings)
@@ -123,7 +123,7 @@ def test_class_names_stand_in_the_latent_figure_as_text():
     ["conditional=label", "model.latent_dim=1"], ["prior=flow", "posterior=flow"],
 ])  # fmt: skip
 def test_any_run_has_a_page(tmp_path, extra):
-    train(tmp_path, *TINY, *extra)
+    train(tmp_path, *TINY, *extra, drawn=True)
     text = (tmp_path / "report.html").read_text()
     html5lib.HTMLParser(strict=True).parse(text)
     assert text.count("<svg") == 6

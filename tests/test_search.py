@@ -2,7 +2,6 @@
 
 import copy
 import random
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import configure
+from tests.ordeals import killed_after
 from vae_cli import checkpoint, run
 from vae_cli.config import compose, flat, validate
 from vae_cli.errors import CONF, UserError
 from vae_cli.report import Reporter
 from vae_cli.schema import OPTIONS, foreign
-from vae_cli.step import Step
 
 GROUPS = ("model", "likelihood", "kl", "conditional", "optimizer", "lr_schedule", "prior", "posterior", "objective")
 CHOICES = {group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) for group in GROUPS}
@@ -31,24 +30,6 @@ COMMON = ["data=synthetic", "data.n=80", "data.shape=[8,8]", "model.latent_dim=3
 def without_pictures(monkeypatch):
     for name in ("figures", "pictures", "codes", "page"):
         monkeypatch.setattr(Reporter, name, lambda *_: None)
-
-
-@contextmanager
-def killed_after(steps):
-    """Leave the process of training after so many steps, as a kill would: nothing more is written."""
-    call, left = Step.__call__, [steps]
-
-    def counted(self, *arguments, **named):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        call(self, *arguments, **named)
-
-    Step.__call__ = counted
-    try:
-        yield
-    finally:
-        Step.__call__ = call
 
 
 @settings(

@@ -95,7 +95,7 @@ def digit_reader(data):
 def test_a_conditional_model_draws_the_class_it_is_asked_for(tmp_path, mnist_root):
     settings = ("data=mnist", f"data.root={mnist_root}", "conditional=label", "trainer.epochs=25")
     settings += ("model.hidden=[400,400]", "model.latent_dim=10")
-    train(tmp_path, *settings)
+    train(tmp_path, *settings, drawn=True)
     vae, _ = trained(tmp_path, *settings)
     grey = parts.load_dataset(configure("data=mnist", f"data.root={mnist_root}", "data.binarize=none"))
     read, accuracy = digit_reader(grey)

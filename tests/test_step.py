@@ -114,7 +114,8 @@ LIKELIHOODS = {
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_step_equals_one_written_plainly(tmp_path, likelihood, monkeypatch):
     """50 steps of the loop against 50 of the objective, torch's own Adam and float formulas, to float tolerance."""
-    common = [*TINY, "trainer.steps=50", "trainer.batch_size=32", "trainer.log_every=1", f"likelihood={likelihood}"]
+    common = [*TINY, "data.shape=[6,6]", "model.hidden=[32]", "trainer.steps=50", "trainer.batch_size=32"]
+    common += ["trainer.log_every=1", "trainer.log_likelihood_samples=4", f"likelihood={likelihood}"]
     train(tmp_path / "fast", *common)
     plain = lambda self, x: super(BernoulliElements, self).log_prob(x)  # noqa: E731
     monkeypatch.setattr(BernoulliElements, "log_prob", plain)

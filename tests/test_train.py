@@ -39,7 +39,7 @@ def numbers(summary):
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
-    summary = train(tmp_path, *SHORT, "conditional=label")
+    summary = train(tmp_path, *SHORT, "conditional=label", drawn=True)
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
     figures = ("reconstructions", "samples", "class_samples", "elbo", "kl_by_dimension")
     assert {f"figures/{name}.png" for name in figures} <= written

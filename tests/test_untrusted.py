@@ -148,6 +148,25 @@ def test_objects_in_arrays_are_never_unpickled(tmp_path, monkeypatch):
     assert not (tmp_path / MARK).exists()
 
 
+NAMES = ("../../escaped", "/tmp/escaped", "a/b\tc\nd", "con", "$(touch escaped)", "<i onload=x>")
+
+
+def test_names_lead_nowhere(crafted, tmp_path):
+    """Names of classes and of an archive's members are text: no file is made of them."""
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 6, 6), dtype=np.uint8), np.array(NAMES * 10)
+    np.savez(tmp_path / "named.npz", x=x, y=y, **{"../../escaped": x})
+    before = set(tmp_path.parent.iterdir()) | set(tmp_path.iterdir())
+    settings = ["data=arrays", f"data.path={tmp_path}/named.npz", "conditional=label", "model.latent_dim=2"]
+    folder = tmp_path / "named"
+    done = command(*settings, "trainer.steps=2", f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = command(f"run={folder}", "task.condition=all", "task.n=1", module="vae_cli.generate.app", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert set(tmp_path.parent.iterdir()) | set(tmp_path.iterdir()) == before | {folder}
+    assert not [path for path in folder.rglob("*") if "escaped" in path.name]
+    assert "<i onload" not in (folder / "report.html").read_text()
+
+
 def test_a_picture_that_would_inflate_beyond_reason_is_refused(tmp_path):
     """A PNG of some hundred bytes that claims 10⁵ × 10⁵ pixels."""
 
@@ -233,6 +252,9 @@ def test_parts_of_a_trusted_package_are_built(crafted, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from vae_cli.likelihood import Bernoulli\n\n\nclass Own(Bernoulli):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     rewrite(crafted, lambda content: content["likelihood"].update(_target_="mine.Own"))
+    state = checkpoint.load(crafted / "checkpoints" / "best.pt")
+    state["config"]["likelihood"]["_target_"] = "mine.Own"
+    checkpoint.save(state, crafted / "checkpoints" / "best.pt")
     with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):
         parts.restore(crafted, torch.device("cpu"))
     with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):

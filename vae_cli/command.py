@@ -20,7 +20,7 @@ from vae_cli.errors import UserError, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
-ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError)
+ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
 
 
 def fraction(share: float, *, _root_: DictConfig) -> float:
@@ -39,12 +39,12 @@ def guarded(name: str, body: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
     try:
         body()
+    except BrokenPipeError:  # `vae-train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ERRORS as error:
         if DEBUGGING:
             raise
         sys.exit(f"{name}: error: {one_line(error)}")
-    except BrokenPipeError:  # `vae-train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{interrupt}", file=sys.stderr)
         sys.exit(RESUMABLE if isinstance(interrupt, Interrupted) else 130)
@@ -55,6 +55,8 @@ def told(name: str) -> Iterator[None]:
     """Print an error within a Hydra application as one line and exit with 1: Hydra would put a line before it."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except ERRORS as error:
         if DEBUGGING:
             raise

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ValidationError
 from vae_cli.errors import CONF, UserError, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
+MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
+MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
+MOVES = ("data.root", "data.path")  # data are known by what they are, not by where
+
 
 def validate(raw: Mapping[str, Any]) -> Config:
     """Check a composed configuration and return it typed.
@@ -39,6 +43,17 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+def stays(key: str) -> bool:
+    """Whether a resumed run keeps a setting."""
+    return not key.startswith(MAY_CHANGE) or key in MUST_STAY
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ between two runs, each with both of its values."""
+    a, b = flat(one), flat(other)
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key) and key != "resume"}
 
 
 def compose(*overrides: str) -> Config:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -35,6 +36,19 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Within the block a file is written; an error of the disk names it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        yield path
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean …?' where a known word resembles the given one, else ''."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -59,6 +73,8 @@ def one_line(error: Exception) -> str:
     """Turn an error of ours, of Hydra or of OmegaConf into one line."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     text = str(error).strip()
     if (mark := getattr(error, "problem_mark", None)) is not None:
         return f"{mark.name}:{mark.line + 1}: no valid YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"

@@ -38,12 +38,16 @@ class Adam(torch.optim.Adam):
         self.found_inf: Tensor | None = None  # where it is 1, a step changes nothing
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; past the wrapper that would import the compiler, a second of a command's start."""
+        """Add parameters; past the wrapper that would import the compiler, seconds of a short run."""
         inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; past the same wrapper."""
+        return inspect.unwrap(torch.optim.Optimizer.state_dict)(self)
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Go on from a state; its tensors are others than before."""
-        super().load_state_dict(state_dict)
+        inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self._gathered = None
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from vae_cli import checkpoint
-from vae_cli.config import validate
+from vae_cli.config import MOVES, differing, stays, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError, first_line, suggest
 from vae_cli.schema import Config, Part, foreign
@@ -171,6 +171,7 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: s
     best = folder / "checkpoints" / "best.pt"
     path = folder / "checkpoints" / "last.pt" if config.trainer.final == "last" or not best.is_file() else best
     state = checkpoint.load(path, device)
+    refuse_others(path, state, config)
     try:
         spec = Spec.from_dict(state["spec"])
         vae = build(config, spec).to(device)
@@ -179,6 +180,17 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: s
         raise UserError(f"{path}: its weights do not fit the run's settings ({first_line(error)})") from error
     about = {**state["spec"], **state.get("sizes", {})}
     return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+
+
+def refuse_others(path: Path, state: dict[str, Any], config: Config) -> None:
+    """Refuse a checkpoint of another run than the one whose settings are given, by the first setting that differs.
+
+    Raises:
+        UserError: names it.
+    """
+    for key, (then, now) in differing(state.get("config", config.plain), config.plain).items():
+        if stays(key) and key not in MOVES:
+            raise UserError(f"{path}: of another run, which had {key}={then}; this one has {now}")
 
 
 def data_of(run: Restored, folder: Path) -> Dataset:

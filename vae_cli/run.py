@@ -17,7 +17,7 @@ from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
 from vae_cli.machine import memory_told, prepare_compiler, usable_threads
 from vae_cli.objective import Objective
-from vae_cli.parts import assemble, build, changed, load_dataset, name_of
+from vae_cli.parts import assemble, build, changed, load_dataset, name_of, refuse_others
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
 from vae_cli.schema import OPTIONS, Config, Part
@@ -62,7 +62,7 @@ def _train(
     objective = _objective(config, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
-    last, best = parallel.by_first(lambda: _states(folder, dataset, told.append)) if resume else (None, None)
+    last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
     last, best = checkpoint.move((last, best), device)
     reporter = _reporter(folder, dataset, vae, last)
     try:
@@ -112,18 +112,21 @@ def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, dev
 
 
 def _states(
-    folder: Path, dataset: Dataset, tell: Callable[[str], None]
+    folder: Path, config: Config, dataset: Dataset, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
     last = checkpoint.load_last(folder / "checkpoints", "cpu", tell)
     if change := changed({**last["spec"], **last["sizes"]}, dataset):
         raise UserError(f"resume={folder}: the data changed since the run began ({change})")
-    best = folder / "checkpoints" / checkpoint.BEST
+    refuse_others(folder / "checkpoints" / checkpoint.LAST, last, config)
+    path = folder / "checkpoints" / checkpoint.BEST
     try:
-        return last, checkpoint.load(best) if best.is_file() else None
+        best = checkpoint.load(path) if path.is_file() else None
     except UserError as error:
         tell(f"{error}; the best weights are sought anew from here on")
         return last, None
+    refuse_others(path, best or last, config)
+    return last, best
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:

@@ -22,10 +22,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vae_cli import errors, ranks, sweep
-from vae_cli.command import DEBUGGING, guarded, own_folders
+from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
 from vae_cli.errors import CONF, UserError, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted
 
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 
 SETTINGS = Path(".hydra") / "config.yaml"
 OVERLAYS = ("experiment", "debug")  # groups that only set others
-MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
-MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
-OWN = ("data.root", "data.path")  # settings that ranks on several machines may each have for themselves
 PAUSE = 1.0  # seconds in which torchrun ends a rank before it repeats what the first has said
 
 
@@ -77,7 +73,7 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
     if ranks.rank() > 0:  # the first rank knows the folder
         return [*others, "hydra.run.dir=."]
-    given = (keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null").strip("'\"")
+    given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     if given in ("null", "auto"):
         return list(arguments)
     if many:
@@ -93,6 +89,12 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
     return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+
+
+def _unquoted(value: str) -> str:
+    """Return what Hydra reads from a value in quotes; one without them may be any path."""
+    quote = value[:1]
+    return value[1:-1].replace(f"\\{quote}", quote) if quote in ("'", '"') and value[-1:] == quote else value
 
 
 def _remember_own_options(arguments: Sequence[str]) -> None:
@@ -125,10 +127,12 @@ def application(composed: DictConfig) -> float:
             folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
             claimed = True
         return _train(composed, _resumed(folder, composed) if resume else _settings(composed), folder, resume)
+    except BrokenPipeError:  # what reads our output went; no error of the run
+        raise
     except Exception as error:
         if claimed:  # another run's claim is not ours to withdraw
             _withdraw(folder)
-        expected = isinstance(error, (UserError, OmegaConfBaseException))
+        expected = isinstance(error, ERRORS)
         if DEBUGGING or not (sweeping or expected):
             raise
         if not sweeping:
@@ -156,7 +160,7 @@ def _follow(composed: DictConfig) -> float:
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PAUSE)
-        if DEBUGGING or not isinstance(error, (UserError, OmegaConfBaseException)):
+        if DEBUGGING or not isinstance(error, ERRORS):
             raise
         sys.exit(f"vae-train: rank {ranks.rank()}: error: {one_line(error)}")
     except KeyboardInterrupt as interrupt:
@@ -184,13 +188,11 @@ def _refuse_strangers(word: dict[str, Any], own: dict[str, Any]) -> None:
     Raises:
         UserError: the ranks differ.
     """
-    from vae_cli.config import flat
+    from vae_cli.config import MOVES, differing
 
-    theirs, mine = flat(word["composed"]), flat(own)
-    differing = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in (*OWN, "resume")]
-    if differing:
-        key = differing[0]
-        raise UserError(f"{key}={mine.get(key)}: rank 0 has {theirs.get(key)}; ranks need the same settings")
+    for key, (theirs, mine) in differing(word["composed"], own).items():
+        if key not in MOVES:  # machines may each have their own copy of the data
+            raise UserError(f"{key}={mine}: rank 0 has {theirs}; ranks need the same settings")
     if word["code"] != ranks.code():
         raise UserError("another version of vae_cli runs as rank 0; ranks need the same code")
 
@@ -233,16 +235,13 @@ def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
     Raises:
         UserError: they differ in something else.
     """
-    from vae_cli.config import flat
+    from vae_cli.config import differing, stays
 
-    own, new = flat(_stored(folder)), flat(settings)
-    differing = [key for key in {**own, **new} if own.get(key) != new.get(key) and key != "resume"]
-    for key in differing:
-        if not key.startswith(MAY_CHANGE) or key in MUST_STAY:
-            raise UserError(
-                f"{key}={new.get(key)}: the run in {folder} has {own.get(key)}; choose another folder for it"
-            )
-    return bool(differing)
+    found = differing(_stored(folder), settings)
+    for key, (own, new) in found.items():
+        if stays(key):
+            raise UserError(f"{key}={new}: the run in {folder} has {own}; choose another folder for it")
+    return bool(found)
 
 
 def _saved(folder: Path) -> bool:
@@ -332,12 +331,14 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
+    from vae_cli.config import MUST_STAY, stays
+
     own = OmegaConf.create(_stored(folder))
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")
         if key == "resume":
             continue
-        if not key.startswith(MAY_CHANGE) or key in MUST_STAY:
+        if stays(key):
             raise UserError(
                 f"{override}: a resumed run keeps its own settings; "
                 f"trainer.* (but {', '.join(MUST_STAY)}) and optimizer.lr may change"

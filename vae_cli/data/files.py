@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +54,11 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise UserError(f"data.path={path}: no NumPy file; an .npz or .npy (numpy.savez, numpy.save) is allowed")
         file.seek(0)
         try:
-            _refuse_a_flood(path, file)
-            loaded: Any = np.load(file, allow_pickle=False)
-            content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # old headers are read all the same
+                _refuse_a_flood(path, file)
+                loaded: Any = np.load(file, allow_pickle=False)
+                content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
         except UserError:
             raise
         except Exception as error:
@@ -65,8 +68,10 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             raise UserError(f"data.path={path}: cannot be read ({reason})") from None
     if "x" not in content and len(content) != 1:
         raise UserError(f"data.path={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
-    x = content["x"] if "x" in content else next(iter(content.values()))
-    return x, content.get("y")
+    x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
+    if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
+        raise UserError(f"data.path={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
+    return x, y
 
 
 def _refuse_a_flood(path: Path, file: BinaryIO) -> None:

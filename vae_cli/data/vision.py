@@ -24,14 +24,24 @@ def _fetch(root: str, build: Callable[..., Any], hosts: list[str]) -> Any:
         return build(root=root, download=False)
     except Exception as error:
         if "not found" not in str(error):  # what torchvision says of absent files
-            raise UserError(f"data.root={root}: its files cannot be read: {first_line(error)}") from error
+            raise UserError(
+                f"data.root={root}: its files cannot be read: {first_line(error)}; damaged ones come anew once deleted"
+            ) from error
     _require_network(root, hosts)
     try:
         return _with_timeouts(lambda: build(root=root, download=True))
     except Exception as error:
         raise UserError(
-            f"data.root={root}: the data set is not there and its download failed: {first_line(error)}"
+            f"data.root={root}: the data set is not there and its download failed: {_why(error)}"
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """Return why a download failed: torchvision tries mirrors, whose reasons stand in later lines."""
+    lines = str(error).strip().splitlines() or [""]
+    reason = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else first_line(error)
+    cut_off = "it was cut off, or its checksum is wrong; nothing of it is used, try again"
+    return reason.replace("File not found or corrupted.", cut_off)
 
 
 def _require_network(root: str, hosts: list[str]) -> None:

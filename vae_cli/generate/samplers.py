@@ -66,7 +66,7 @@ def _flow(model: Trained, n: int) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         with randomness.fork(0, model.device):  # what is drawn after does not depend on whether it was fitted now
             z = codes(model)
-            mean, std = z.mean(0), z.std(0).clamp(min=1e-6)
+            mean, std = z.mean(0), z.std(0, correction=0).clamp(min=1e-6)
             _fit(flow, (z - mean) / std)
         checkpoint.save({"flow": flow.state_dict(), "mean": mean, "std": std}, path)
     kept = checkpoint.load(path)

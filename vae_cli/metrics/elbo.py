@@ -91,7 +91,7 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
         active_units=int((variance > ACTIVE).sum()),
         kl_by_dimension=kl,
         layers=layers,
-        elbo_stderr=float((spread / len(data)).sqrt()),
+        elbo_stderr=float((spread / len(data)).sqrt()) if len(data) > 1 else math.nan,
     )
 
 

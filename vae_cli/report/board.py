@@ -12,8 +12,9 @@ from typing import Any
 import torch.nn.functional as F
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from vae_cli.report.events import Writer
 
 SPRITE = 2048  # pixels on each side of the Projector's sprite, at most
 
@@ -27,7 +28,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, *, purge_step: int):
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+        self.writer = Writer(folder, purge_step=purge_step)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write named scalars as one event."""
@@ -69,7 +70,7 @@ class Board:
             self._add(summary, 0)
 
     def _add(self, summary: Summary, step: int) -> None:
-        self.writer._get_file_writer().add_summary(summary, step)
+        self.writer.events.add_summary(summary, step)
 
     def close(self) -> None:
         """Write what is left."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +51,7 @@ class Terminal:
     def line(self, text: str, style: str = "") -> None:
         """Print a line, above the bar where there is one."""
         self.console.print(text, style=style, markup=False)
-        with self.log.open("a") as file:
+        with contextlib.suppress(OSError), self.log.open("a") as file:  # a full disk costs the copy, not the run
             file.write(text + "\n")
 
     def begin(self, step: int, total: int) -> None:
@@ -149,4 +151,4 @@ def _cell(value: float | None, error: float | None) -> str:
     if value is None:
         return ""
     shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return shown if error is None else f"{shown} ± {error:.3f}"
+    return shown if error is None or math.isnan(error) else f"{shown} ± {error:.3f}"  # of one example there is none

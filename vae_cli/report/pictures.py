@@ -83,7 +83,7 @@ def moved(z: Tensor, means: Tensor, dimensions: Tensor, offsets: Tensor) -> Tens
     """Return codes [K, S, D]: z [D] with each of K dimensions at S offsets, in standard deviations of means [N, D]."""
     codes = z.repeat(len(dimensions), len(offsets), 1)
     for row, j in zip(codes, dimensions.tolist(), strict=True):
-        row[:, j] = means[:, j].mean() + offsets * means[:, j].std().clamp(min=0.1)
+        row[:, j] = means[:, j].mean() + offsets * means[:, j].std(correction=0).clamp(min=0.1)
     return codes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vae_cli.data import Resident, Spec
-from vae_cli.errors import UserError, first_line
+from vae_cli.errors import first_line, written
 from vae_cli.metrics import Evaluation, undisturbed
 from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
@@ -42,8 +42,7 @@ class Reporter:
 
     def rewind(self, step: int) -> None:
         """Void what was written after a step: the run has gone back to it."""
-        self.lines.close()
-        self.board.close()
+        self._close()
         self._open(step)
 
     def _open(self, step: int) -> None:
@@ -63,11 +62,13 @@ class Reporter:
         self.terminal.line(f"warning: {text}", style="yellow")
 
     def attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write something that a run can do without; where the disk refuses, say so and go on."""
+        """Write something that a run can do without; where the disk refuses, say so once and go on."""
         try:
             write()
         except OSError as error:
-            self.warn(f"{what}: could not be written ({first_line(error)})")
+            line = f"{what}: could not be written ({first_line(error)})"
+            if line not in self.warnings:
+                self.warn(line)
 
     def begin(self, step: int, total: int) -> None:
         """Training begins; a summary of the run as it was before it went on is void."""
@@ -90,7 +91,7 @@ class Reporter:
         """A validation is done; without validation examples, a look at training examples (`split` says which)."""
         if split == "valid":
             self._write(step, epoch, result.scalars(split) | beside)
-        self.board.histogram(f"{split}/kl_by_dimension", result.kl_by_dimension, step)
+        self._on_board(lambda board: board.histogram(f"{split}/kl_by_dimension", result.kl_by_dimension, step))
         now = time.perf_counter()
         if self.terminal.progress is None and (now - self.spoke > PACE or step == self.total):
             self.spoke = now
@@ -109,7 +110,7 @@ class Reporter:
                 ("samples", pictures.samples(vae, data)),
                 ("traversals", pictures.traversals(vae, data, kl)),
             ):
-                self.board.picture(tag, pictures.grid(x, self.spec), step)
+                self._show(tag, pictures.grid(x, self.spec), step)
 
     def codes(self, step: int, vae: VAE, data: Resident) -> None:
         """The codes of a finished run, for TensorBoard's Projector tab."""
@@ -156,25 +157,33 @@ class Reporter:
         """The run is over: summary.json, the HParams tab, the table."""
         self.terminal.end()
         tested = {key: value for key, value in summary.items() if key.startswith("test/")}
-        self.board.scalars(step, tested)
-        self.board.settings(settings, tested or ["valid/elbo"])
-        (self.folder / "summary.json").write_text(
-            json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
-        )
+        self._on_board(lambda board: board.scalars(step, tested))
+        self._on_board(lambda board: board.settings(settings, tested or ["valid/elbo"]))
+        content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
         self.terminal.table(summary, note)
+        with written(self.folder / "summary.json") as path:
+            path.write_text(content)
 
     def close(self) -> None:
         """Write what is left and let go of the files."""
         self.terminal.end()
-        self.lines.close()
-        self.board.close()
+        self._close()
+
+    def _close(self) -> None:
+        self._on_board(Board.close)
+        with written(self.metrics):
+            self.lines.close()
+
+    def _on_board(self, write: Callable[[Board], None]) -> None:
+        self.attempt("tensorboard", lambda: write(self.board))
+
+    def _show(self, tag: str, image: Tensor, step: int) -> None:
+        self._on_board(lambda board: board.picture(tag, image, step))
 
     def _write(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
-        self.attempt("tensorboard", lambda: self.board.scalars(step, scalars))
-        try:
+        self._on_board(lambda board: board.scalars(step, scalars))
+        with written(self.metrics):
             self.lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **scalars}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.metrics}: cannot be written ({first_line(error)})") from error
 
 
 def _truncate(metrics: Path, step: int) -> None:
