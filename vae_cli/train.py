@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shlex
 import signal
@@ -25,12 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_cli import errors, sweep
 from vae_cli.command import DEBUGGING, guarded, own_folders
-from vae_cli.errors import CONF, UserError, one_line
+from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
 from vae_cli.interruption import Interrupted
 
 SETTINGS = Path(".hydra") / "config.yaml"
-OVERLAYS = ("experiment", "debug")  # groups that only set others
-MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
+MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
 
@@ -40,7 +38,13 @@ def main() -> None:
     def body() -> None:
         signal.signal(signal.SIGTERM, _terminated)
         sys.argv[1:] = _prepared(sys.argv[1:])
-        application()
+        try:
+            application()
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(words) if (words := sweep.how_to_go_on(sys.argv[1:])) else interrupt from None
+        except ValueError:  # Optuna's, which seeks the best of no trials
+            if not sweep.failures():
+                raise
         if lines := sweep.failures():
             raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
 
@@ -89,18 +93,19 @@ def _remember_own_options(arguments: Sequence[str]) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def application(composed: DictConfig) -> float:
-    """Train what a composed configuration says; return valid/elbo (without one, train/elbo) to a sweeper."""
+def application(composed: DictConfig) -> float | None:
+    """Train what a composed configuration says; return its `score` to a sweeper, None where the job failed."""
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN
-    if sweeping:
-        print(f"job {job.job.num}: {job.job.override_dirname}")
     folder, claimed = Path(job.runtime.output_dir), False
+    if sweeping:
+        print(f"job {folder.name}: {job.job.override_dirname}")
     try:
-        if composed.get("resume") == "auto":
+        if sweeping or composed.get("resume") == "auto":
             return _begin_or_go_on(composed, folder, sweeping)
+        _refuse_what_is_for_sweeps(composed)
         if not (resume := bool(composed.get("resume"))):
-            folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
+            folder = _claimed(folder, chosen=_typed("hydra.run.dir"))
             claimed = True
         return _train(_resumed(folder, composed) if resume else _settings(composed), folder, resume)
     except Exception as error:
@@ -111,25 +116,39 @@ def application(composed: DictConfig) -> float:
             raise
         if not sweeping:
             sys.exit(f"vae-train: error: {one_line(error)}")
-        print(f"job {job.job.num} failed: {sweep.failed(folder, error)}", file=sys.stderr)
-        return math.nan  # the others run; what failed is told again at the end
+        print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
+        return None  # the others run; what failed is told again at the end
     except KeyboardInterrupt as interrupt:
         shown = shlex.quote(f"resume={os.path.relpath(folder)}")
         raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
 
 
 def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float:
-    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished."""
-    key = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
-    if not _typed(key):
-        raise UserError(f"resume=auto: needs a folder that stays the same from start to start; give {key}=FOLDER")
+    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished.
+
+    So does every job of a sweep: its folder is the sweep's alone, and a launcher may start it again.
+    """
+    if sweeping:
+        (folder / sweep.REASON).unlink(missing_ok=True)
+    elif not _typed("hydra.run.dir"):
+        raise UserError(
+            "resume=auto: needs a folder that stays the same from start to start; give hydra.run.dir=FOLDER"
+        )
     settings, resume = _settings(composed), _saved(folder)
     summary = folder / "summary.json"
     if resume and not _refuse_others(settings, folder) and summary.is_file():
         print(f"finished already: {os.path.relpath(folder)}")
-        return _score(json.loads(summary.read_text()))
+        return _score(settings, json.loads(summary.read_text()))
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    return _train(settings, folder, resume)
+    return _train(settings, folder, resume, sweeping)
+
+
+def _refuse_what_is_for_sweeps(composed: DictConfig) -> None:
+    """Refuse what a single run would pass over."""
+    if option := HydraConfig.get().runtime.choices.get("sweep"):
+        raise UserError(f"sweep={option}: has no effect on a single run; with -m it is a sweep")
+    if OmegaConf.select(composed, "trainer.prune") and not composed.get("resume"):
+        raise UserError("trainer.prune: has no effect on a single run, which has no siblings; -m makes a sweep")
 
 
 def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
@@ -154,9 +173,9 @@ def _saved(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).is_file() for name in ("last.pt", "previous.pt"))
 
 
-def _score(summary: dict[str, Any]) -> float:
-    """Return valid/elbo, or without one train/elbo, to a sweeper."""
-    return summary.get("valid/elbo", summary["train/elbo"])
+def _score(settings: dict[str, Any], summary: dict[str, Any]) -> float:
+    """Return what a sweeper is to maximise; train/elbo where there are no validation examples."""
+    return summary.get(settings["score"], summary["train/elbo"])
 
 
 def _typed(key: str) -> bool:
@@ -191,17 +210,17 @@ def _withdraw(folder: Path) -> None:
         folder.rmdir()
 
 
-def _train(settings: dict[str, Any], folder: Path, resume: bool) -> float:
+def _train(settings: dict[str, Any], folder: Path, resume: bool, sweeping: bool = False) -> float:
     from vae_cli.config import validate
 
     config = validate(settings)
     _find_own_parts(settings)
     from vae_cli import run  # brings torch
 
-    summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
+    summary = run.train(config, folder, resume=resume, sweeping=sweeping, accepted=lambda: _record(folder, settings))
     print(f"report: {os.path.relpath(folder / 'report.html')}")
     print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
-    return _score(summary)
+    return _score(settings, summary)
 
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:

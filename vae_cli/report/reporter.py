@@ -157,9 +157,9 @@ class Reporter:
         tested = {key: value for key, value in summary.items() if key.startswith("test/")}
         self.board.scalars(step, tested)
         self.board.settings(settings, tested or ["valid/elbo"])
-        (self.folder / "summary.json").write_text(
-            json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
-        )
+        partial = self.folder / "summary.json.partial"
+        partial.write_text(json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n")
+        partial.replace(self.folder / "summary.json")  # other jobs of a sweep may be reading
         self.terminal.table(summary, note)
 
     def close(self) -> None:
