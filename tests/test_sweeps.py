@@ -15,6 +15,7 @@ from tests.conftest import ROOT, TINY, command, configure, train
 from vae_cli import run
 from vae_cli.errors import EXTRAS
 from vae_cli.pruning import MedianRule
+from vae_cli.report import Reporter
 
 SMALL = [*TINY, "trainer.log_likelihood_samples=0"]
 LONG = [*SMALL, "trainer.steps=200000", "trainer.log_every=10", "trainer.checkpoint_every=20"]
@@ -32,6 +33,12 @@ class Told(Constant):
         super().__init__(weight=weight, free_bits=free_bits)
         Path(folder, str(os.getpid())).write_text(str(torch.get_num_threads()))
 """
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    for name in ("figures", "pictures", "codes", "page"):
+        monkeypatch.setattr(Reporter, name, lambda *_: None)
 
 
 def needs(package):
@@ -81,6 +88,7 @@ for chosen in sys.argv[1].split():
     (["trainer.prune=3"], "trainer.prune: has no effect on a single run, which has no siblings; -m makes a sweep"),
     (["-m", "seed=1,2", "resume=auto"],
      "resume=auto: needs a folder that stays the same from start to start; give hydra.sweep.dir=FOLDER"),
+    (["-m", "seed=1,2", "--cfg", "job"], "--cfg: shows the settings of one run; leave -m out"),
 ])  # fmt: skip
 def test_what_would_have_no_effect_is_told(tmp_path, arguments, line):
     done = command(*arguments, cwd=tmp_path)
@@ -99,7 +107,7 @@ def test_a_sweep_does_not_begin_where_another_is(tmp_path):
 
 
 @pytest.mark.parametrize(("option", "jobs"), [("seeds", 5), ("grid", 12)])
-def test_the_ready_sweeps_have_the_jobs_they_name(tmp_path, option, jobs, monkeypatch):
+def test_the_ready_sweeps_have_the_jobs_they_name(tmp_path, option, jobs):
     """The jobs are counted, not trained."""
     code = """
 import sys
@@ -166,7 +174,7 @@ def test_a_preempted_job_of_submitit_is_requeued_and_goes_on(tmp_path, told):
     """As Slurm would: SIGTERM as a warning, which submitit passes over, then the signal that requeues."""
     arguments, threads = told
     folder = tmp_path / "sweep"
-    sweep = ["hydra/launcher=submitit_local", "seed=1", *SMALL, "trainer.steps=1500", "trainer.log_every=10",
+    sweep = ["hydra/launcher=submitit_local", "seed=1", *SMALL, "trainer.steps=400", "trainer.log_every=10",
              "trainer.checkpoint_every=100000", f"hydra.sweep.dir={folder}"]  # fmt: skip
     begun = [sys.executable, "-m", "vae_cli.train", *map(str, [*arguments, *sweep])]
     with subprocess.Popen(begun, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -179,7 +187,7 @@ def test_a_preempted_job_of_submitit_is_requeued_and_goes_on(tmp_path, told):
     assert process.returncode == 0, errors
     log = (folder / "0" / "train.log").read_text()
     assert log.count("going on at step ") == 1
-    train(tmp_path / "whole", *SMALL, "trainer.steps=1500", "seed=1")
+    train(tmp_path / "whole", *SMALL, "trainer.steps=400", "seed=1")
     assert summary(folder / "0")["test/elbo"] == summary(tmp_path / "whole")["test/elbo"]
     assert set(threads()) == {1}
 
@@ -275,29 +283,29 @@ def test_only_comparable_jobs_that_ran_in_full_count(tmp_path):
     assert hopeless(1.0) is None
 
 
-def test_a_hopeless_job_is_given_up_and_ends_as_any_other(tmp_path, capsys):
-    settings = [*SMALL, "trainer.steps=200", "trainer.validate_every=5", "optimizer.lr=3e-3"]
+def test_a_hopeless_job_is_given_up_and_ends_as_any_other(tmp_path, capsys, without_pictures):
+    settings = [*SMALL, "trainer.steps=60", "trainer.validate_every=5", "optimizer.lr=3e-3"]
     for seed in (1, 2):
         train(tmp_path / str(seed), *settings, f"seed={seed}")
         assert summary(tmp_path / str(seed))["stopped_by"] is None
     config = configure(*settings, "optimizer.lr=1e-6", "trainer.prune=2")
     found = run.train(config, tmp_path / "3", sweeping=True)
     assert found == {**found, "stopped_by": "prune"}
-    assert 20 <= found["steps"] < 200
+    assert 10 <= found["steps"] < 60
     assert summary(tmp_path / "3")["valid/elbo"] == found["valid/elbo"]
     assert "given up at epoch " in capsys.readouterr().out
     good = configure(*settings, "seed=4", "trainer.prune=2")
-    assert run.train(good, tmp_path / "4", sweeping=True)["steps"] == 200
+    assert run.train(good, tmp_path / "4", sweeping=True)["steps"] == 60
 
 
-def test_the_score_may_be_the_log_likelihood_of_validation(tmp_path):
+def test_the_score_may_be_the_log_likelihood_of_validation(tmp_path, without_pictures):
     found = train(tmp_path, *TINY, "score=valid/log_likelihood", "trainer.log_likelihood_samples=64")
     assert found["valid/log_likelihood"] > found["valid/elbo"]
     assert found["valid/log_likelihood_samples"] == 64
     assert found["test/log_likelihood"] != found["valid/log_likelihood"]
 
 
-def test_a_launcher_that_waits_for_a_signal_gets_it_once_all_is_saved(tmp_path, monkeypatch):
+def test_a_launcher_that_waits_for_a_signal_gets_it_once_all_is_saved(tmp_path, monkeypatch, without_pictures):
     from vae_cli.step import Step
 
     original, seen = Step.__call__, []

@@ -80,9 +80,14 @@ def failures() -> list[str]:
     return [f"{path.parent}: {path.read_text().splitlines()[0]}" for path in found]
 
 
+def begun() -> bool:
+    """Whether this process has begun a sweep."""
+    return bool(_BEGUN)
+
+
 def how_to_go_on(arguments: Sequence[str]) -> str | None:
     """Return how to go on with the sweep that this process has begun with such arguments, None where it has not."""
-    if not _BEGUN:
+    if not begun():
         return None
     others = [each for each in arguments if not each.startswith(("resume=", "hydra.sweep.dir="))]
     again = [*others, "resume=auto", f"hydra.sweep.dir={os.path.relpath(_BEGUN[-1])}"]

@@ -42,9 +42,11 @@ def main() -> None:
             application()
         except KeyboardInterrupt as interrupt:
             raise Interrupted(words) if (words := sweep.how_to_go_on(sys.argv[1:])) else interrupt from None
-        except ValueError:  # Optuna's, which seeks the best of no trials
-            if not sweep.failures():
+        except (ValueError, RuntimeError) as error:  # a launcher's or a sweeper's: jobs of a sweep raise none
+            if DEBUGGING or not sweep.begun():
                 raise
+            if not sweep.failures():  # where all trials failed, Optuna finds no best one
+                raise UserError(errors.first_line(error)) from error
         if lines := sweep.failures():
             raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
 
@@ -63,13 +65,16 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
         key, _, value = argument.partition("=")
         if key in errors.groups() and key not in OVERLAYS and (value == "null" or value.startswith("[")):
             raise UserError(f"{argument}: one option of conf/{key} is allowed (a sweep of several: -m {key}=A,B)")
+    several = bool({"-m", "--multirun"} & set(arguments))
+    if several and {"--cfg", "-c"} & set(arguments):
+        raise UserError("--cfg: shows the settings of one run; leave -m out")
     keys = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if "trainer.epochs" in keys and keys.get("trainer.steps", "null") != "null":
         raise UserError("trainer.epochs: has no effect beside trainer.steps; give one of the two")
     given = (keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null").strip("'\"")
     if given in ("null", "auto"):
         return list(arguments)
-    if "-m" in arguments or "--multirun" in arguments:
+    if several:
         raise UserError(f"resume={given}: goes on with a single run, not with a sweep")
     folder = Path(given)
     for needed, there in (
