@@ -313,13 +313,19 @@ def test_a_launcher_that_waits_for_a_signal_gets_it_once_all_is_saved(tmp_path, 
     def interrupting(self, *arguments, **named):
         original(self, *arguments, **named)
         if self.summed == 3:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            for each in (signal.SIGTERM, signal.SIGUSR2):  # as Slurm sends them
+                os.kill(os.getpid(), each)
 
     monkeypatch.setattr(Step, "__call__", interrupting)
-    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append((tmp_path / "checkpoints" / "last.pt").is_file()))
+
+    def handler(number, _):
+        seen.append((number, (tmp_path / "checkpoints" / "last.pt").is_file()))
+
+    before = {each: signal.signal(each, handler) for each in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         found = train(tmp_path, *SMALL, "trainer.steps=10", "trainer.log_every=100")
     finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert seen == [True]
+        for each, handled in before.items():
+            signal.signal(each, handled)
+    assert seen == [(signal.SIGTERM, True), (signal.SIGUSR2, True)]
     assert found["steps"] == 10

@@ -21,7 +21,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
+        self.asked: list[signal.Signals] = []
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -30,9 +30,9 @@ class Interruption:
         return self
 
     def _ask(self, number: int, _: object) -> None:
-        if self.asked is not None and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = self.asked or signal.Signals(number)
+        self.asked.append(signal.Signals(number))
 
     def grant(self) -> None:
         """Stop; or do what a launcher that waits for the signal would: submitit requeues its job, or lets it go on.
@@ -40,12 +40,12 @@ class Interruption:
         Raises:
             Interrupted: nobody waits for the signal.
         """
-        assert self.asked is not None
-        asked, self.asked = self.asked, None
-        handler = self.before[asked]
-        if not callable(handler) or handler is signal.default_int_handler:
-            raise Interrupted(asked.name)
-        handler(asked, None)
+        while self.asked:
+            asked = self.asked.pop(0)
+            handler = self.before[asked]
+            if not callable(handler) or handler is signal.default_int_handler:
+                raise Interrupted(asked.name)
+            handler(asked, None)
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self.before.items():
