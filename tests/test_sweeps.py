@@ -31,6 +31,8 @@ from vae_cli.schedule import Constant
 class Told(Constant):
     def __init__(self, *, weight: float, free_bits: float, folder: str):
         super().__init__(weight=weight, free_bits=free_bits)
+        if weight == 9:
+            raise RuntimeError("broken on purpose")
         Path(folder, str(os.getpid())).write_text(str(torch.get_num_threads()))
 """
 
@@ -124,13 +126,16 @@ train.main()
 @needs("hydra_plugins.hydra_joblib_launcher")
 def test_joblib_runs_jobs_beside_one_another_and_lists_what_failed(tmp_path, told):
     arguments, threads = told
-    sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "kl.weight=-1,1,2"]
+    sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "kl.weight=-1,1,2,9"]
     done = command(*arguments, *sweep, *SMALL, f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-2:] == [
-        "vae-train: error: 1 jobs of the sweep failed",
+    assert done.stderr.splitlines()[-3:] == [
+        "vae-train: error: 2 jobs of the sweep failed",
         f"{tmp_path}/sweep/0: kl.weight=-1: at least 0 is allowed",
+        f"{tmp_path}/sweep/3: broken on purpose",
     ]
+    assert "Traceback" in (tmp_path / "sweep" / "3" / "error.txt").read_text()
+    assert "Traceback" not in done.stderr
     assert "valid/elbo" in summary(tmp_path / "sweep" / "1")
     assert "valid/elbo" in summary(tmp_path / "sweep" / "2")
     assert set(threads()) == {max(1, len(os.sched_getaffinity(0)) // 2)}

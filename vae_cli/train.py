@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_cli import errors, sweep
-from vae_cli.command import DEBUGGING, guarded, own_folders
+from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
 from vae_cli.interruption import Interrupted
 
@@ -38,19 +38,26 @@ def main() -> None:
     def body() -> None:
         signal.signal(signal.SIGTERM, _terminated)
         sys.argv[1:] = _prepared(sys.argv[1:])
-        try:
-            application()
-        except KeyboardInterrupt as interrupt:
-            raise Interrupted(words) if (words := sweep.how_to_go_on(sys.argv[1:])) else interrupt from None
-        except (ValueError, RuntimeError) as error:  # a launcher's or a sweeper's: jobs of a sweep raise none
-            if DEBUGGING or not sweep.begun():
-                raise
-            if not sweep.failures():  # where all trials failed, Optuna finds no best one
-                raise UserError(errors.first_line(error)) from error
+        _run()
         if lines := sweep.failures():
             raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
 
     guarded("vae-train", body)
+
+
+def _run() -> None:
+    """Let Hydra run the application; what stops a whole sweep, a launcher's error or a signal, is one line as well."""
+    try:
+        application()
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(words) if (words := sweep.how_to_go_on(sys.argv[1:])) else interrupt from None
+    except ERRORS:
+        raise
+    except Exception as error:
+        if DEBUGGING or not sweep.begun():
+            raise
+        if "No trials are completed" not in str(error):  # Optuna's, where all have failed: each is told of
+            raise UserError("\n".join([errors.first_line(error), *sweep.failures()])) from error
 
 
 def _terminated(*_: object) -> None:
@@ -106,9 +113,10 @@ def application(composed: DictConfig) -> float | None:
     if sweeping:
         print(f"job {folder.name}: {job.job.override_dirname}")
     try:
+        if not sweeping:
+            _refuse_what_is_for_sweeps(composed)
         if sweeping or composed.get("resume") == "auto":
             return _begin_or_go_on(composed, folder, sweeping)
-        _refuse_what_is_for_sweeps(composed)
         if not (resume := bool(composed.get("resume"))):
             folder = _claimed(folder, chosen=_typed("hydra.run.dir"))
             claimed = True
@@ -152,7 +160,7 @@ def _refuse_what_is_for_sweeps(composed: DictConfig) -> None:
     """Refuse what a single run would pass over."""
     if option := HydraConfig.get().runtime.choices.get("sweep"):
         raise UserError(f"sweep={option}: has no effect on a single run; with -m it is a sweep")
-    if OmegaConf.select(composed, "trainer.prune") and not composed.get("resume"):
+    if OmegaConf.select(composed, "trainer.prune"):
         raise UserError("trainer.prune: has no effect on a single run, which has no siblings; -m makes a sweep")
 
 

@@ -260,7 +260,7 @@ class Trainer:
     def stopped_by(self) -> str | None:
         """What ends training before its last step: early_stopping or prune; None for nothing so far."""
         patience = self.settings.early_stopping
-        if patience is not None and self.waited >= patience:
+        if self.step < self.total and patience is not None and self.waited >= patience:
             return "early_stopping"
         return "prune" if self.given_up else None
 
