@@ -127,18 +127,17 @@ train.main()
 @needs("hydra_plugins.hydra_joblib_launcher")
 def test_joblib_runs_jobs_beside_one_another_and_lists_what_failed(tmp_path, told):
     arguments, threads = told
-    sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "kl.weight=-1,1,2,9"]
+    sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "kl.weight=-1,1,9"]
     done = command(*arguments, *sweep, *SMALL, f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-3:] == [
         "vae-train: error: 2 jobs of the sweep failed",
         f"{tmp_path}/sweep/0: kl.weight=-1: at least 0 is allowed",
-        f"{tmp_path}/sweep/3: broken on purpose",
+        f"{tmp_path}/sweep/2: broken on purpose",
     ]
-    assert "Traceback" in (tmp_path / "sweep" / "3" / "error.txt").read_text()
+    assert "Traceback" in (tmp_path / "sweep" / "2" / "error.txt").read_text()
     assert "Traceback" not in done.stderr
     assert "valid/elbo" in summary(tmp_path / "sweep" / "1")
-    assert "valid/elbo" in summary(tmp_path / "sweep" / "2")
     assert set(threads()) == {max(1, cpu_count() // 2)}
 
 
@@ -215,7 +214,7 @@ def test_a_study_goes_on_where_it_was_and_outlives_failures(tmp_path):
     import optuna
 
     folder = tmp_path / "sweep"
-    search = ["-m", "sweep=optuna", *SMALL, "kl.weight=choice(1,-1)", "optimizer.lr=interval(1e-3,2e-3)",
+    search = ["-m", "sweep=optuna", *SMALL, "kl.weight=choice(-1,1)", "optimizer.lr=interval(1e-3,2e-3)",
               "model.latent_dim=4", "trainer.batch_size=64", f"hydra.sweep.dir={folder}"]  # fmt: skip
     first = command(*search, "hydra.sweeper.n_trials=3")
     storage = f"sqlite:///{folder}/study.db"
