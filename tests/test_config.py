@@ -113,6 +113,15 @@ WRONG = {
     ("trainer.early_stopping=3", "data.valid=0"): (
         "trainer.early_stopping: has no effect with data.valid=0; give validation examples"
     ),
+    ("trainer.prune=3", "data.valid=0"): "trainer.prune: has no effect with data.valid=0; give validation examples",
+    ("trainer.prune=0",): "trainer.prune=0: at least 1 is allowed",
+    ("score=test/elbo",): "score=test/elbo: 'valid/elbo' or 'valid/log_likelihood' is allowed",
+    ("score=valid/log_likelihood", "data.valid=0"): (
+        "score=valid/log_likelihood: needs validation examples; data.valid=0 leaves none"
+    ),
+    ("score=valid/log_likelihood", "trainer.log_likelihood_samples=0"): (
+        "score=valid/log_likelihood: needs trainer.log_likelihood_samples; at least 1 is allowed"
+    ),
     ("likelihood=gaussian", "likelihood.scale=0.1", "likelihood.min_scale=0.2"): (
         "likelihood.scale=0.1: at least likelihood.min_scale=0.2 is allowed"
     ),

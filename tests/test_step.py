@@ -163,7 +163,8 @@ def test_dynamic_binarisation_draws_each_pixel_with_its_probability(levels):
 
 def test_threads_are_those_granted(monkeypatch, tmp_path):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr("vae_cli.machine.AT_START", 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr("vae_cli.machine.QUOTA", quota)
@@ -172,5 +173,7 @@ def test_threads_are_those_granted(monkeypatch, tmp_path):
     assert usable_threads() == 16
     quota.write_text("250000 100000\n")
     assert usable_threads() == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert usable_threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     assert usable_threads() == 64

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vae_cli.errors import CONF, UserError, unknown_setting
+from vae_cli.errors import CONF, OVERLAYS, UserError, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
-MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
+MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 MOVES = ("data.root", "data.path")  # data are known by what they are, not by where
 
@@ -67,7 +67,7 @@ def compose(*overrides: str) -> Config:
     with initialize_config_dir(CONF, version_base="1.3"):
         raw = OmegaConf.to_container(composed("train", list(overrides)), resolve=True, throw_on_missing=True)
     assert isinstance(raw, dict)
-    return validate({str(key): value for key, value in raw.items() if key not in ("experiment", "debug", "hydra")})
+    return validate({str(key): value for key, value in raw.items() if key not in (*OVERLAYS, "hydra")})
 
 
 def _schema(group: str, raw: Mapping[str, Any]) -> type[Part]:
@@ -138,6 +138,18 @@ def _refuse_without_effect(config: Config) -> None:
         raise UserError("trainer.early_stopping: has no effect with data.valid=0; give validation examples")
     if config.data.valid == 0 and config.lr_schedule.target.endswith("PlateauLR"):
         raise UserError("lr_schedule=plateau: has no effect with data.valid=0; give validation examples")
+    if config.data.valid == 0 and config.trainer.prune:
+        raise UserError("trainer.prune: has no effect with data.valid=0; give validation examples")
+    if config.score == "valid/log_likelihood":
+        _refuse_unknown_score(config)
+
+
+def _refuse_unknown_score(config: Config) -> None:
+    """Refuse to return a log p(x) that nothing estimates."""
+    if config.data.valid == 0:
+        raise UserError("score=valid/log_likelihood: needs validation examples; data.valid=0 leaves none")
+    if config.trainer.log_likelihood_samples == 0:
+        raise UserError("score=valid/log_likelihood: needs trainer.log_likelihood_samples; at least 1 is allowed")
 
 
 def _refuse_contradictions(config: Config) -> None:

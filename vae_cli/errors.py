@@ -13,6 +13,15 @@ OWN_CONF: list[Path] = []  # folders of a user's own options
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
 
 
+OVERLAYS = ("experiment", "debug", "sweep")  # groups that only set others
+EXTRAS = {  # options that Hydra's plugins bring, and the extra of ours that installs each
+    "hydra/launcher=joblib": "joblib",
+    "hydra/launcher=submitit_local": "slurm",
+    "hydra/launcher=submitit_slurm": "slurm",
+    "hydra/launcher=ray": "ray",
+    "hydra/sweeper=optuna": "optuna",
+}
+
 _MAIN = ["train"]  # the configuration of the command that runs
 _OTHERS: dict[str, list[str]] = {
     "evaluate": [],
@@ -83,6 +92,8 @@ def one_line(error: Exception) -> str:
     options = getattr(error, "options", None)
     if options is not None:
         group, _, option = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+        if extra := EXTRAS.get(f"{group}={option}"):
+            return f"{group}={option}: not installed; pip install 'vae-cli[{extra}]' brings it"
         names = sorted(name for name in options if not name.startswith("_"))
         return f"{group}={option}: no such option{suggest(option, names)} (allowed: {', '.join(names)})"
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -120,7 +131,7 @@ def _root() -> list[str]:
 
 def _settings(group: str) -> dict[str, set[str]]:
     """Return the settings of each option of a group, the shared ones under the option ''."""
-    if group in ("experiment", "debug"):
+    if group in OVERLAYS:
         return {}
     shared = _load(Path(CONF) / f"{_MAIN[0]}.yaml").get(group)
     shared = set(shared) if isinstance(shared, dict) else set()

@@ -6,7 +6,7 @@ import signal
 import threading
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 RESUMABLE = 75  # the exit code of a run that was interrupted and can go on: EX_TEMPFAIL, "try again"
 
 
@@ -15,13 +15,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Within the block, the first signal becomes a wish that the loop grants after its step.
+    """Within the block, the first signal becomes a wish that the loop grants after its step, once all is saved.
 
     A second Ctrl-C interrupts at once; schedulers that repeat SIGTERM or SIGUSR1 do not.
     """
 
     def __init__(self) -> None:
-        self.asked: str | None = None
+        self.asked: list[signal.Signals] = []
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -30,9 +30,24 @@ class Interruption:
         return self
 
     def _ask(self, number: int, _: object) -> None:
-        if self.asked is not None and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = self.asked or signal.Signals(number).name
+        self.asked.append(signal.Signals(number))
+
+    def grant(self) -> None:
+        """Stop; or do what a launcher that waits for the signal would: submitit requeues its job, or lets it go on.
+
+        Raises:
+            Interrupted: nobody waits for the signal, or another rank was asked.
+        """
+        if not self.asked:
+            raise Interrupted
+        while self.asked:
+            asked = self.asked.pop(0)
+            handler = self.before[asked]
+            if not callable(handler) or handler is signal.default_int_handler:
+                raise Interrupted(asked.name)
+            handler(asked, None)
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self.before.items():

@@ -12,6 +12,7 @@ import torch
 from vae_cli.errors import UserError, first_line
 
 OUT = ("out of memory", "can't allocate memory", "not enough memory")
+AT_START = torch.get_num_threads()  # before any run of this process has set its own
 MEMORY = Path("/proc/meminfo")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time in a period, or max
 
@@ -51,11 +52,11 @@ def usable_threads() -> int:
     """Return how many CPU threads to compute with: OMP_NUM_THREADS, else one a core that this process may use.
 
     torch counts the machine's cores; a container or a scheduler may have granted fewer, and threads beyond them wait
-    for one another.
+    for one another. The workers of joblib and Ray are started with their share of the cores as OMP_NUM_THREADS.
     """
     if "OMP_NUM_THREADS" in os.environ:
-        return torch.get_num_threads()
-    granted = [torch.get_num_threads()]
+        return AT_START
+    granted = [AT_START, int(os.environ.get("SLURM_CPUS_PER_TASK", AT_START))]
     if hasattr(os, "sched_getaffinity"):
         granted.append(len(os.sched_getaffinity(0)))
     if QUOTA.is_file():

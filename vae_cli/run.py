@@ -18,6 +18,7 @@ from vae_cli.lock import locked
 from vae_cli.machine import memory_told, prepare_compiler, usable_threads
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of, refuse_others
+from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
 from vae_cli.schema import OPTIONS, Config, Part
@@ -25,11 +26,17 @@ from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
 FEW = 20  # effective samples below which log p(x) is called a bound
+EARLY = 0.1  # the share of a run before which trainer.prune says nothing
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
 
 
 def train(
-    config: Config, folder: Path, *, resume: bool = False, accepted: Callable[[], None] | None = None
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    sweeping: bool = False,
+    accepted: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train the model of a configuration into a run folder and return its summary.
 
@@ -37,6 +44,7 @@ def train(
         config: what to train.
         folder: where what the run leaves is written.
         resume: go on from the folder's last checkpoint.
+        sweeping: the folders beside it hold the other jobs of a sweep, which trainer.prune compares it with.
         accepted: called once everything has been built, just before training.
 
     Raises:
@@ -45,11 +53,16 @@ def train(
     device = choose_device(config.trainer.device)
     parallel.start(device)
     with locked(folder) if parallel.rank() == 0 else nullcontext(), memory_told(), parallel.losses_told():
-        return _train(config, folder, device, resume, accepted)
+        return _train(config, folder, device, resume, sweeping, accepted)
 
 
 def _train(
-    config: Config, folder: Path, device: torch.device, resume: bool, accepted: Callable[[], None] | None
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    resume: bool,
+    sweeping: bool,
+    accepted: Callable[[], None] | None,
 ) -> dict[str, Any]:
     _set_up_process(config)
     with parallel.one_after_another():
@@ -67,6 +80,8 @@ def _train(
     reporter = _reporter(folder, dataset, vae, last)
     try:
         trainer = _trainer(config, vae, objective, dataset, reporter, folder)
+        if config.trainer.prune and sweeping:
+            trainer.hopeless = _rule(config, folder, dataset, trainer)
         if last is not None:
             trainer.load_state_dict(last, best)
         if accepted is not None:
@@ -170,6 +185,17 @@ def _trainer(
     )
 
 
+def _rule(config: Config, folder: Path, dataset: Dataset, trainer: Trainer) -> MedianRule:
+    assert config.trainer.prune is not None
+    epochs = trainer.total / trainer.steps_per_epoch
+    return MedianRule(
+        folder,
+        measure=metrics.measure(dataset, trainer.vae.likelihood, conditional=trainer.vae.conditional),
+        jobs=config.trainer.prune,
+        earliest=max(trainer.kl.settled, EARLY * epochs),
+    )
+
+
 def _set_up_process(config: Config) -> None:
     """Set for each job anew what belongs to the process: nothing of one job of a sweep may leak into the next."""
     if config.trainer.deterministic:
@@ -230,16 +256,17 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "test": dataset.resident("test", device),
     }
     summary: dict[str, Any] = {}
+    results: dict[str, metrics.Evaluation] = {}
     for split, data in sets.items():
         if data is not None:
-            result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
+            results[split] = result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
             shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
-    summary |= {
-        f"{shown_split}/{key}": value for key, value in _beyond(config, vae, shown, shown_result, reporter).items()
-    }
+    summary |= _named(shown_split, _beyond(config, vae, shown, shown_result, reporter))
+    if config.score not in summary and trainer.valid is not None:
+        summary |= _named("valid", _log_likelihood(config, vae, trainer.valid, results["valid"], reporter))
     summary |= {
         "measure": metrics.measure(dataset, vae.likelihood, conditional=vae.conditional),
         "train/examples": min(len(dataset.train), EVALUATED),
@@ -249,6 +276,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "epochs": round(trainer.epoch, 4),
         "steps": trainer.step,
         "evaluated_epoch": round(epoch, 4),
+        "stopped_by": trainer.stopped_by,
     }
     for line in diagnosis.warnings(reporter.history(), trainer.kl.settled):
         reporter.warn(line)
@@ -268,15 +296,26 @@ def _beyond(
     config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
 ) -> dict[str, float]:
     """Return log p(x), the gap to the ELBO, and what the aggregate posterior says, from a modest number of draws."""
-    samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
     numbers = metrics.aggregate(vae, data)
-    if samples:
-        some = data.part(most or len(data))
-        estimate = metrics.log_likelihood(vae, some, samples=samples, compiled=config.trainer.compile)
-        numbers |= metrics.numbers(estimate, whole, len(data))
-        if numbers["effective_samples"] < FEW:
-            reporter.line(
-                f"log_likelihood rests on {numbers['effective_samples']:.1f} of {samples} draws an example: a lower "
-                f"bound, tighter by vae-eval run={os.path.relpath(reporter.folder)}"
-            )
+    if config.trainer.log_likelihood_samples:
+        numbers |= _log_likelihood(config, vae, data, whole, reporter)
     return numbers
+
+
+def _log_likelihood(
+    config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
+) -> dict[str, float]:
+    samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
+    some = data.part(most or len(data))
+    estimate = metrics.log_likelihood(vae, some, samples=samples, compiled=config.trainer.compile)
+    numbers = metrics.numbers(estimate, whole, len(data))
+    if numbers["effective_samples"] < FEW:
+        reporter.line(
+            f"log_likelihood rests on {numbers['effective_samples']:.1f} of {samples} draws an example: a lower "
+            f"bound, tighter by vae-eval run={os.path.relpath(reporter.folder)}"
+        )
+    return numbers
+
+
+def _named(split: str, numbers: dict[str, float]) -> dict[str, float]:
+    return {f"{split}/{key}": value for key, value in numbers.items()}

@@ -407,6 +407,7 @@ class Trainer(Settings):
     grad_clip: Positive | None
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     early_stopping: Count | None
+    prune: Count | None
     final: Literal["best", "last"]
     final_samples: Count
     log_likelihood_samples: Annotated[int, Field(ge=0)]
@@ -468,6 +469,7 @@ class Config(Settings):
     trainer: Trainer
     seed: Seed
     resume: str | None
+    score: Literal["valid/elbo", "valid/log_likelihood"]
 
     @property
     def plain(self) -> dict[str, Any]:

@@ -1,29 +1,67 @@
-"""What a sweep leaves to say when all its jobs are over: which of them failed, and why. No torch."""
+"""What is done once for a whole sweep, in the process that launches its jobs: before them and after them. No torch."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from vae_cli import study
+from vae_cli.command import told
 from vae_cli.errors import UserError, one_line
+from vae_cli.lock import locked
 
 REASON = "error.txt"  # in the folder of a job that failed: the line, and for our own mistakes the traceback
 _BEGUN: list[Path] = []  # the folders of this process's sweeps
+_HELD = ExitStack()  # their locks, until the process ends
 
 
 class Sweep(Callback):
-    """Remembers the folder of a sweep that begins; Hydra calls it in the process that launches the jobs."""
+    """Hydra calls it before the first job of a sweep and after the last."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note the folder, and void the failures of an earlier attempt in it."""
+        """Take the folder of the sweep, once and for all of its jobs."""
         folder = Path(config.hydra.sweep.dir)
-        for old in folder.glob(f"*/{REASON}"):
-            old.unlink()
+        with told("vae-train"):
+            _refuse(config, folder)
+            _HELD.enter_context(locked(folder))
+            study.go_on(config, folder)
         _BEGUN.append(folder)
+        _share_threads(config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Say what came out of it."""
+        folder = Path(config.hydra.sweep.dir)
+        for line in study.best(config, folder):
+            print(line)
+        print(f"vae-compare {shlex.quote(os.path.relpath(folder))}")
+
+
+def _refuse(config: DictConfig, folder: Path) -> None:
+    """Refuse to begin a sweep where one is, and to go on with one that nobody could find again."""
+    stays = "${now:" not in str(OmegaConf.to_container(config.hydra.sweep, resolve=False))
+    if config.get("resume") == "auto" and not stays:
+        raise UserError(
+            "resume=auto: needs a folder that stays the same from start to start; give hydra.sweep.dir=FOLDER"
+        )
+    if config.get("resume") != "auto" and any(folder.glob("*/.hydra/config.yaml")):
+        raise UserError(
+            f"hydra.sweep.dir={folder}: holds a sweep already; go on with it by resume=auto, or choose another folder"
+        )
+
+
+def _share_threads(config: DictConfig) -> None:
+    """Let the jobs of submitit_local, which all run at once, have the CPUs that they were promised and no more."""
+    launcher = config.hydra.launcher
+    if launcher._target_.endswith("submitit_launcher.LocalLauncher"):
+        os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task or 1))
 
     def on_job_end(self, job_return: Any, **_: Any) -> None:
         """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
@@ -44,3 +82,17 @@ def failures() -> list[str]:
     found = [path for folder in _BEGUN for path in folder.glob(f"*/{REASON}")]
     found.sort(key=lambda path: (len(path.parent.name), path.parent.name))
     return [f"{path.parent}: {path.read_text().splitlines()[0]}" for path in found]
+
+
+def begun() -> bool:
+    """Whether this process has begun a sweep."""
+    return bool(_BEGUN)
+
+
+def how_to_go_on(arguments: Sequence[str]) -> str | None:
+    """Return how to go on with the sweep that this process has begun with such arguments, None where it has not."""
+    if not begun():
+        return None
+    others = [each for each in arguments if not each.startswith(("resume=", "hydra.sweep.dir="))]
+    again = [*others, "resume=auto", f"hydra.sweep.dir={os.path.relpath(_BEGUN[-1])}"]
+    return f"; go on with: vae-train {shlex.join(again)}"

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from itertools import count, pairwise
 from pathlib import Path
@@ -23,17 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli import errors, ranks, sweep
+from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
-from vae_cli.errors import CONF, UserError, one_line
-from vae_cli.interruption import RESUMABLE, Interrupted
+from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
+from vae_cli.interruption import Interrupted
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
 
 SETTINGS = Path(".hydra") / "config.yaml"
-OVERLAYS = ("experiment", "debug")  # groups that only set others
-PAUSE = 1.0  # seconds in which torchrun ends a rank before it repeats what the first has said
 
 
 def main() -> None:
@@ -42,11 +38,26 @@ def main() -> None:
     def body() -> None:
         signal.signal(signal.SIGTERM, _terminated)
         sys.argv[1:] = _prepared(sys.argv[1:])
-        application()
+        _run()
         if lines := sweep.failures():
             raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
 
     guarded("vae-train", body)
+
+
+def _run() -> None:
+    """Let Hydra run the application; what stops a whole sweep, a launcher's error or a signal, is one line as well."""
+    try:
+        application()
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(words) if (words := sweep.how_to_go_on(sys.argv[1:])) else interrupt from None
+    except ERRORS:
+        raise
+    except Exception as error:
+        if DEBUGGING or not sweep.begun():
+            raise
+        if "No trials are completed" not in str(error):  # Optuna's, where all have failed: each is told of
+            raise UserError("\n".join([errors.first_line(error), *sweep.failures()])) from error
 
 
 def _terminated(*_: object) -> None:
@@ -61,11 +72,13 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
         key, _, value = argument.partition("=")
         if key in errors.groups() and key not in OVERLAYS and (value == "null" or value.startswith("[")):
             raise UserError(f"{argument}: one option of conf/{key} is allowed (a sweep of several: -m {key}=A,B)")
+    several = bool({"-m", "--multirun"} & set(arguments))
+    if several and {"--cfg", "-c"} & set(arguments):
+        raise UserError("--cfg: shows the settings of one run; leave -m out")
     keys = {argument.partition("=")[0]: argument.partition("=")[2] for argument in arguments}
     if "trainer.epochs" in keys and keys.get("trainer.steps", "null") != "null":
         raise UserError("trainer.epochs: has no effect beside trainer.steps; give one of the two")
-    many = "-m" in arguments or "--multirun" in arguments
-    if many and ranks.count() > 1:
+    if several and ranks.count() > 1:
         raise UserError(
             "-m: a sweep under torchrun is not allowed; with hydra/launcher=submitit_slurm, "
             "hydra.launcher.tasks_per_node=N makes each of its jobs parallel"
@@ -76,7 +89,7 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     if given in ("null", "auto"):
         return list(arguments)
-    if many:
+    if several:
         raise UserError(f"resume={given}: goes on with a single run, not with a sweep")
     folder = Path(given)
     for needed, there in (
@@ -105,26 +118,31 @@ def _remember_own_options(arguments: Sequence[str]) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-def application(composed: DictConfig) -> float:
-    """Train what a composed configuration says; return valid/elbo (without one, train/elbo) to a sweeper."""
+def application(composed: DictConfig) -> float | None:
+    """Train what a composed configuration says; return its `score` to a sweeper, None where the job failed."""
     ranks.adopt_tasks()
     if ranks.rank() > 0:
-        return _follow(composed)
+        return follow.follow(lambda: _settings(composed), _accepted)
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN
-    if sweeping:
-        print(f"job {job.job.num}: {job.job.override_dirname}")
     folder, claimed = Path(job.runtime.output_dir), False
+    if sweeping:
+        print(f"job {folder.name}: {job.job.override_dirname}")
     try:
-        if earlier := _earlier():
+        if not sweeping:
+            _refuse_what_is_for_sweeps(composed)
+        if earlier := follow.earlier():
             with contextlib.suppress(OSError):
                 folder.rmdir()  # which Hydra has just made
-            return _begin_or_go_on(composed, folder := earlier)
-        if composed.get("resume") == "auto":
-            _refuse_moving("hydra.sweep.dir" if sweeping else "hydra.run.dir")
-            return _begin_or_go_on(composed, folder)
+            return _begin_or_go_on(composed, folder := earlier, sweeping)
+        if composed.get("resume") == "auto" and not sweeping and not _typed("hydra.run.dir"):
+            raise UserError(
+                "resume=auto: needs a folder that stays the same from start to start; give hydra.run.dir=FOLDER"
+            )
+        if sweeping or composed.get("resume") == "auto":
+            return _begin_or_go_on(composed, folder, sweeping)
         if not (resume := bool(composed.get("resume"))):
-            folder = _claimed(folder, chosen=sweeping or _typed("hydra.run.dir"))
+            folder = _claimed(folder, chosen=_typed("hydra.run.dir"))
             claimed = True
         return _train(composed, _resumed(folder, composed) if resume else _settings(composed), folder, resume)
     except BrokenPipeError:  # what reads our output went; no error of the run
@@ -137,96 +155,36 @@ def application(composed: DictConfig) -> float:
             raise
         if not sweeping:
             sys.exit(f"vae-train: error: {one_line(error)}")
-        print(f"job {job.job.num} failed: {sweep.failed(folder, error)}", file=sys.stderr)
-        return math.nan  # the others run; what failed is told again at the end
+        print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
+        return None  # the others run; what failed is told again at the end
     except KeyboardInterrupt as interrupt:
         shown = shlex.quote(f"resume={os.path.relpath(folder)}")
         raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
 
 
-def _follow(composed: DictConfig) -> float:
-    """Train as a rank above the first: with its settings, in its run, and without a word unless it alone is in need."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        own = _settings(composed)
-        word = _word(own, None)
-        if word is not None:
-            _refuse_strangers(word, own)
-            config = _accepted(word["settings"] | {"data": word["settings"]["data"] | _own_places(own)})
-            from vae_cli import run
+def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float:
+    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished.
 
-            run.train(config, Path(word["folder"]), resume=word["resume"])
-        return math.nan
-    except Exception as error:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(PAUSE)
-        if DEBUGGING or not isinstance(error, ERRORS):
-            raise
-        sys.exit(f"vae-train: rank {ranks.rank()}: error: {one_line(error)}")
-    except KeyboardInterrupt as interrupt:
-        sys.exit(RESUMABLE if isinstance(interrupt, Interrupted) else 130)
-
-
-def _word(own: dict[str, Any], said: dict[str, Any] | None) -> Any:
-    """Meet the other ranks, and return what the first has said: the settings and the folder of a run, or nothing."""
-    if ranks.count() == 1:
-        return said
-    from vae_cli import parallel
-    from vae_cli.trainer import choose_device
-
-    parallel.start(choose_device(own["trainer"]["device"]))
-    return parallel.shared(None if said is None else said | {"composed": own, "code": ranks.code()})
-
-
-def _own_places(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: settings["data"][key] for key in ("root", "path") if key in settings["data"]}
-
-
-def _refuse_strangers(word: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse to train with a rank of other settings or another version.
-
-    Raises:
-        UserError: the ranks differ.
+    So does every job of a sweep: its folder is the sweep's alone, and a launcher may start it again.
     """
-    from vae_cli.config import MOVES, differing
-
-    for key, (theirs, mine) in differing(word["composed"], own).items():
-        if key not in MOVES:  # machines may each have their own copy of the data
-            raise UserError(f"{key}={mine}: rank 0 has {theirs}; ranks need the same settings")
-    if word["code"] != ranks.code():
-        raise UserError("another version of vae_cli runs as rank 0; ranks need the same code")
-
-
-def _earlier() -> Path | None:
-    """Return the run's folder where torchrun has started its processes before."""
-    if ranks.count() == 1:
-        return None
-    from vae_cli import parallel
-
-    folder = parallel.remembered()
-    return None if folder is None else Path(folder)
-
-
-def _refuse_moving(key: str) -> None:
-    """Refuse to go on where a folder has another name at each start.
-
-    Raises:
-        UserError: nobody chose it.
-    """
-    if not _typed(key):
-        raise UserError(f"resume=auto: needs a folder that stays the same from start to start; give {key}=FOLDER")
-
-
-def _begin_or_go_on(composed: DictConfig, folder: Path) -> float:
-    """Train in a folder that stays: from the start, from its last checkpoint, or not at all where it is finished."""
+    if sweeping:
+        (folder / sweep.REASON).unlink(missing_ok=True)
     settings, resume = _settings(composed), _saved(folder)
     summary = folder / "summary.json"
     if resume and not _refuse_others(settings, folder) and summary.is_file():
         print(f"finished already: {os.path.relpath(folder)}")
-        _word(settings, None)
-        return _score(json.loads(summary.read_text()))
+        follow.lead(settings, None)
+        return _score(settings, json.loads(summary.read_text()))
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-    return _train(composed, settings, folder, resume)
+    return _train(composed, settings, folder, resume, sweeping)
+
+
+def _refuse_what_is_for_sweeps(composed: DictConfig) -> None:
+    """Refuse what a single run would pass over."""
+    if option := HydraConfig.get().runtime.choices.get("sweep"):
+        raise UserError(f"sweep={option}: has no effect on a single run; with -m it is a sweep")
+    if OmegaConf.select(composed, "trainer.prune"):
+        raise UserError("trainer.prune: has no effect on a single run, which has no siblings; -m makes a sweep")
 
 
 def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
@@ -248,9 +206,9 @@ def _saved(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).is_file() for name in ("last.pt", "previous.pt"))
 
 
-def _score(summary: dict[str, Any]) -> float:
-    """Return valid/elbo, or without one train/elbo, to a sweeper."""
-    return summary.get("valid/elbo", summary["train/elbo"])
+def _score(settings: dict[str, Any], summary: dict[str, Any]) -> float:
+    """Return what a sweeper is to maximise; train/elbo where there are no validation examples."""
+    return summary.get(settings["score"], summary["train/elbo"])
 
 
 def _typed(key: str) -> bool:
@@ -293,16 +251,16 @@ def _accepted(settings: dict[str, Any]) -> Config:
     return config
 
 
-def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume: bool) -> float:
+def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume: bool, sweeping: bool = False) -> float:
     config = _accepted(settings)
-    from vae_cli import parallel, run  # brings torch
+    from vae_cli import run  # brings torch
 
-    parallel.remember(str(folder.absolute()))
-    _word(_settings(composed), {"settings": settings, "folder": str(folder), "resume": resume})
-    summary = run.train(config, folder, resume=resume, accepted=lambda: _record(folder, settings))
+    word = {"settings": settings, "folder": str(folder.absolute()), "resume": resume, "sweeping": sweeping}
+    follow.lead(_settings(composed), word)
+    summary = run.train(config, folder, resume=resume, sweeping=sweeping, accepted=lambda: _record(folder, settings))
     print(f"report: {os.path.relpath(folder / 'report.html')}")
     print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
-    return _score(summary)
+    return _score(settings, summary)
 
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vae_cli import metrics, parallel, randomness
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
-from vae_cli.interruption import Interrupted, Interruption
+from vae_cli.interruption import Interruption
 from vae_cli.objective import Objective
 from vae_cli.ranks import local_rank
 from vae_cli.report import Reporter, Silent
@@ -50,6 +50,7 @@ class Trainer:
         seed: of the order of examples.
         reporter: what writes for people.
         save: called with (best state or None, last state) to put them to disk.
+        hopeless: called with the epoch after each validation; says why the run is given up, None where it is not.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Trainer:
         seed: int,
         reporter: Reporter | Silent,
         save: Callable[[dict[str, Any] | None, dict[str, Any]], None],
+        hopeless: Callable[[float], str | None] | None = None,
     ):
         self.vae, self.objective, self.kl = vae, objective, kl
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.settings, self.seed, self.reporter, self.save_to_disk = settings, seed, reporter, save
+        self.hopeless, self.given_up = hopeless, False
         self.device = next(vae.parameters()).device
         train = dataset.resident("train", self.device, settings.resident)
         assert train is not None
@@ -110,7 +113,7 @@ class Trainer:
         return self.stepper.averaged if self.stepper.averaged is not None else self.vae
 
     def fit(self) -> None:
-        """Train to the last step or until patience is over; end with a validation and a checkpoint."""
+        """Train to the last step or until something stops it before; end with a validation and a checkpoint."""
         self.vae.train()
         if self.settings.on_nan == "rollback":
             self.good = copy.deepcopy(self.state_dict())
@@ -119,9 +122,7 @@ class Trainer:
         self.since, self.since_step = time.perf_counter(), self.step
         started, before = time.perf_counter(), self.seconds
         with Interruption() as interruption:
-            while not (stop := self._agreed(bool(interruption.asked))) and self.step < self.total:
-                if self._patience_is_over():
-                    break
+            while self.step < self.total and self.stopped_by is None:
                 self._update(next(indices))
                 self.step += 1
                 self.reporter.advance(self.step)
@@ -131,9 +132,9 @@ class Trainer:
                 except Diverged as error:
                     self._roll_back(error)
                     indices = self._indices()
-            if stop:
-                self.save()
-                raise Interrupted(interruption.asked)
+                if self._agreed(bool(interruption.asked)):
+                    self.save()
+                    interruption.grant()
         if self.step > self.since_step:
             self._log()
         self.save()
@@ -261,6 +262,7 @@ class Trainer:
         beside = {f"valid/{selection}": score} if self.valid is not None and selection != "elbo" else {}
         self.reporter.validation(self.step, self.epoch, result, split, self.kl.weight(self.epoch), beside)
         self._watch_for_collapse(result)
+        self._give_up_if_hopeless()
         nth, count = self.step // every, self.total // every
         if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
             self.reporter.pictures(self.step, self.evaluated, self.watched, result.kl_by_dimension)
@@ -286,9 +288,19 @@ class Trainer:
                 "or fewer dimensions (model.latent_dim)"
             )
 
-    def _patience_is_over(self) -> bool:
+    def _give_up_if_hopeless(self) -> None:
+        hopeless = self.hopeless
+        if hopeless is not None and self.step < self.total and (why := parallel.by_first(lambda: hopeless(self.epoch))):
+            self.given_up = True
+            self.reporter.line(why)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """What ends training before its last step: early_stopping or prune; None for nothing so far."""
         patience = self.settings.early_stopping
-        return patience is not None and self.waited >= patience
+        if self.step < self.total and patience is not None and self.waited >= patience:
+            return "early_stopping"
+        return "prune" if self.given_up else None
 
     def save(self) -> None:
         """Put the best state (where it is new) and everything needed to go on to disk."""

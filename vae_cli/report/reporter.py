@@ -162,7 +162,9 @@ class Reporter:
         content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
         self.terminal.table(summary, note)
         with written(self.folder / "summary.json") as path:
-            path.write_text(content)
+            partial = path.with_name("summary.json.partial")
+            partial.write_text(content)
+            partial.replace(path)  # other jobs of a sweep may be reading
 
     def close(self) -> None:
         """Write what is left and let go of the files."""
