@@ -86,6 +86,12 @@ def command(*arguments: object, timeout: float = 300.0, **named: object) -> subp
         return started.done(timeout)
 
 
+def fresh(*arguments: object, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    """Run vae-train in a process that nothing was done in yet: launchers of many processes need one."""
+    command = [sys.executable, "-m", "vae_cli.train", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until a condition holds, or for so long."""
     end = time.monotonic() + seconds

@@ -13,6 +13,7 @@ import pytest
 from joblib import cpu_count
 
 from tests.conftest import ROOT, TINY, command, configure, train
+from tests.processes import fresh
 from vae_cli import run
 from vae_cli.errors import EXTRAS
 from vae_cli.pruning import MedianRule
@@ -128,7 +129,7 @@ train.main()
 def test_joblib_runs_jobs_beside_one_another_and_lists_what_failed(tmp_path, told):
     arguments, threads = told
     sweep = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "kl.weight=-1,1,9"]
-    done = command(*arguments, *sweep, *SMALL, f"hydra.sweep.dir={tmp_path}/sweep")
+    done = fresh(*arguments, *sweep, *SMALL, f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-3:] == [
         "vae-train: error: 2 jobs of the sweep failed",
@@ -201,7 +202,7 @@ def test_a_preempted_job_of_submitit_is_requeued_and_goes_on(tmp_path, told):
 def test_ray_runs_jobs_and_lists_what_failed(tmp_path, told):
     arguments, threads = told
     sweep = ["hydra/launcher=ray", "kl.weight=-1,1", f"hydra.sweep.dir={tmp_path}/sweep"]
-    done = command(*arguments, *sweep, *SMALL)
+    done = fresh(*arguments, *sweep, *SMALL)
     assert done.returncode == 1
     assert f"{tmp_path}/sweep/0: kl.weight=-1: at least 0 is allowed" in done.stderr
     assert "valid/elbo" in summary(tmp_path / "sweep" / "1")
@@ -216,7 +217,7 @@ def test_a_study_goes_on_where_it_was_and_outlives_failures(tmp_path):
     folder = tmp_path / "sweep"
     search = ["-m", "sweep=optuna", *SMALL, "kl.weight=choice(-1,1)", "optimizer.lr=interval(1e-3,2e-3)",
               "model.latent_dim=4", "trainer.batch_size=64", f"hydra.sweep.dir={folder}"]  # fmt: skip
-    first = command(*search, "hydra.sweeper.n_trials=3")
+    first = fresh(*search, "hydra.sweeper.n_trials=3")
     storage = f"sqlite:///{folder}/study.db"
     study = optuna.load_study(study_name="vae-cli", storage=storage)
     failed = [trial.number for trial in study.trials if trial.params["kl.weight"] == -1]
@@ -235,7 +236,7 @@ def test_a_study_goes_on_where_it_was_and_outlives_failures(tmp_path):
     killed = study.ask()  # as a process that is killed leaves it: asked for, not told
     rate = killed._suggest("optimizer.lr", study.trials[0].distributions["optimizer.lr"])
     killed._suggest("kl.weight", study.trials[0].distributions["kl.weight"])
-    second = command(*search, "hydra.sweeper.n_trials=5")
+    second = fresh(*search, "hydra.sweeper.n_trials=5")
     trials = optuna.load_study(study_name="vae-cli", storage=storage).trials
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
     assert all(trial.state.is_finished() for trial in trials)
@@ -244,7 +245,7 @@ def test_a_study_goes_on_where_it_was_and_outlives_failures(tmp_path):
     assert [f"job {k}: " in second.stdout for k in range(5)] == [False] * 3 + [True] * 2
     assert (folder / "3" / "train.log").exists() or (folder / "3" / "error.txt").exists()
 
-    other = command(*search, "kl.free_bits=0.1")
+    other = fresh(*search, "kl.free_bits=0.1")
     assert other.stderr == (
         f"vae-train: error: hydra.sweep.dir={folder}: holds a study of other settings (kl.free_bits=0.1); "
         "give another hydra.sweep.dir for another search\n"
