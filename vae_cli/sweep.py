@@ -25,7 +25,7 @@ class Sweep(Callback):
             old.unlink()
         _BEGUN.append(folder)
 
-    def on_job_end(self, job_return: Any, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
         job_return.cfg = job_return.hydra_cfg = None
 
