@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, TINY, command, configure, train
-from tests.ordeals import equal, history, numbers, soak, survive, weights
+from tests.ordeals import assert_same, equal, history, numbers, soak, survive, weights
 from tests.processes import Command, wait_for
 from vae_cli import checkpoint
 from vae_cli.errors import UserError
@@ -92,6 +92,20 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(tmp_pa
     survive(tmp_path, 3, *extra, "trainer.steps=400", chance=random.Random(len(extra)))
 
 
+def test_killed_just_before_its_end_a_run_shows_nothing_twice(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    train(tmp_path / "whole", *SHORT)
+    monkeypatch.setattr(Reporter, "conclude", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", *SHORT)
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    train(tmp_path / "run", *SHORT, resume=True)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_a_hundred_kills(tmp_path):
     survive(tmp_path, 100, chance=random.Random(0))
@@ -105,7 +119,7 @@ def test_jobs_of_one_process_leave_nothing_behind_and_are_what_each_is_alone(tmp
 def test_a_soak(tmp_path):
     found = soak(tmp_path, 2000, chance=random.Random(0), sampled=20, drawn=8)
     _assert_no_growth(found)
-    assert found["bytes_a_job"] < 20_000
+    assert found["bytes_a_job"] < 2**16
 
 
 def _assert_no_growth(found):

@@ -289,6 +289,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     about = f"{name_of(config.likelihood)}, {dimensions}; {shown_split} examples, {note}"
     heading = page.Heading(title, about, shown_split, summary, settings)
     reporter.attempt("report.html", lambda: reporter.page(vae, shown, shown_result, heading))
+    reporter.conclude(summary)
     return summary
 
 

@@ -63,7 +63,7 @@ def _share_threads(config: DictConfig) -> None:
     if launcher._target_.endswith("submitit_launcher.LocalLauncher"):
         os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task or 1))
 
-    def on_job_end(self, job_return: Any, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
         job_return.cfg = job_return.hydra_cfg = None
 

@@ -154,13 +154,19 @@ class Reporter:
         page.write(self.folder, heading, self.warnings, sections)
 
     def finish(self, summary: dict[str, Any], settings: dict[str, Any], step: int, note: str) -> None:
-        """The run is over: summary.json, the HParams tab, the table."""
+        """Training is over: the numbers of the test set, the HParams tab, the table.
+
+        The numbers stand one step behind the last, where they are void if the run goes on or was killed just here.
+        """
         self.terminal.end()
         tested = {key: value for key, value in summary.items() if key.startswith("test/")}
-        self._on_board(lambda board: board.scalars(step, tested))
+        self._on_board(lambda board: board.scalars(step + 1, tested))
         self._on_board(lambda board: board.settings(settings, tested or ["valid/elbo"]))
-        content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
         self.terminal.table(summary, note)
+
+    def conclude(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, the last of all: where it is, the run is finished and everything else was written."""
+        content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
         with written(self.folder / "summary.json") as path:
             partial = path.with_name("summary.json.partial")
             partial.write_text(content)
