@@ -126,6 +126,7 @@ class Arrays(Data):
     """A user's arrays."""
 
     path: ExistingPath
+    labels: str | None
     test: Amount
 
 

@@ -222,7 +222,7 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     settings = {str(key): value for key, value in content.items() if key not in OVERLAYS} | {"resume": None}
-    for key in ("root", "path"):
+    for key in ("root", "path", "labels"):
         if isinstance(settings.get("data"), dict) and isinstance(settings["data"].get(key), str):
             settings["data"][key] = os.path.abspath(settings["data"][key])
     return settings

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vae_cli import schema
 from vae_cli.data import pixels
+from vae_cli.data.cache import empty
 from vae_cli.data.examples import Examples, Splits, carve, subset
+from vae_cli.data.mapped import Mapped
 from vae_cli.data.resident import Resident, place
 from vae_cli.errors import UserError
 
@@ -140,7 +142,7 @@ def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Example
     """Apply a transform once and for all, with its own seed; binary results are stored as uint8."""
     if kind == "scale":
         return examples
-    x = torch.empty_like(examples.x, dtype=torch.float32 if kind == "dequantize" else torch.uint8)
+    x = empty(examples.x.shape, torch.float32 if kind == "dequantize" else torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for start in range(0, len(x), 4096):
@@ -154,11 +156,15 @@ def _describe(splits: Splits) -> Spec:
     attributes = y.shape[1] if y is not None and y.ndim == 2 else None
     if x.dtype != torch.uint8:
         parts = [part.x for part in (splits.train, splits.valid, splits.test) if part is not None]
-        low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-        return Spec(tuple(x.shape[1:]), None, low, high, splits.names, attributes)
+        low, high = zip(*(_bounds(part) for part in parts), strict=True)
+        return Spec(tuple(x.shape[1:]), None, min(low), max(high), splits.names, attributes)
     if splits.levels is None:
         raise UserError("data: a source of uint8 examples must say how many levels they have")
     return Spec(tuple(x.shape[1:]), splits.levels, 0.0, 1.0, splits.names, attributes)
+
+
+def _bounds(x: Tensor | Mapped) -> tuple[float, float]:
+    return x.bounds() if isinstance(x, Mapped) else (float(x.min()), float(x.max()))
 
 
 def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> tuple[Splits, Spec]:
@@ -169,11 +175,15 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
         return splits, raw
     if raw.levels is not None:
         raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
-    std, mean = torch.std_mean(splits.train.x, 0, correction=0)
+    x = splits.train.x
+    std, mean = x.std_mean() if isinstance(x, Mapped) else torch.std_mean(x, 0, correction=0)
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
 
     def apply(examples: Examples | None) -> Any:
-        return examples and Examples((examples.x - mean) / std, examples.y)
+        if examples is None:
+            return None
+        x = examples.x
+        return Examples(x.standardized(mean, std) if isinstance(x, Mapped) else (x - mean) / std, examples.y)
 
     splits = replace(splits, train=apply(splits.train), valid=apply(splits.valid), test=apply(splits.test))
     return splits, replace(_describe(splits), mean=_values(mean), std=_values(std))

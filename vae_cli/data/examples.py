@@ -1,4 +1,4 @@
-"""Examples in memory, and how they are split."""
+"""Examples, and how they are split."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vae_cli.data.mapped import Mapped
 from vae_cli.errors import UserError
 
 
@@ -14,11 +15,11 @@ from vae_cli.errors import UserError
 class Examples:
     """Examples as a source gives them.
 
-    `x` is [N, *shape]: uint8 grey levels 0 … levels−1, or float32 values. `y` is [N] int64 classes, [N, A] float32
-    attributes, or None.
+    `x` is [N, *shape]: uint8 grey levels 0 … levels−1, or float32 values, in memory or in a file. `y` is [N] int64
+    classes, [N, A] float32 attributes, or None.
     """
 
-    x: Tensor
+    x: Tensor | Mapped
     y: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -29,7 +30,8 @@ class Examples:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        return Examples(self.x[index], None if self.y is None else self.y[index])
+        x = self.x.only(index) if isinstance(self.x, Mapped) else self.x[index]
+        return Examples(x, None if self.y is None else self.y[index])
 
     def to(self, device: torch.device) -> Examples:
         """Return the same examples on a device."""
@@ -76,7 +78,8 @@ def carve(source: Splits, *, valid: int | float, test: int | float | None, seed:
     if n_test + n_valid >= n:
         taken = f"data.valid={valid}" + (f" and data.test={test}" if n_test else "")
         raise UserError(f"{taken}: would leave no training examples of {n}")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    counting = torch.int32 if n < 2**31 else torch.int64  # half the memory, the same order
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), dtype=counting)
     parts = [part.sort().values for part in order.split([n_test, n_valid, n - n_test - n_valid])]
     carved_test, carved_valid = (source.train[part] if len(part) else None for part in parts[:2])
     return Splits(

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from vae_cli.data.examples import Examples, subset
+from vae_cli.data.mapped import Mapped
 from vae_cli.data.pixels import Transform
+from vae_cli.errors import UserError
+from vae_cli.machine import free_memory
 
 ROOM = 0.5  # share of the device's free memory that examples may take
 
@@ -39,7 +42,9 @@ class Resident:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""
         mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
         generator = torch.Generator(self.device).manual_seed(mixed)
-        return torch.randperm(len(self), generator=generator, device=self.device)
+        few = self.device.type == "cpu" and len(self) < 2**31  # half the memory, the same order
+        counting = torch.int32 if few else torch.int64
+        return torch.randperm(len(self), generator=generator, device=self.device, dtype=counting)
 
     def batch(self, index: Tensor | slice) -> Batch:
         """Return (x [B, *shape] float32, y [B] or [B, A] or None) of the examples at an index [B]."""
@@ -101,8 +106,20 @@ class Streamed(Resident):
 
 
 def place(examples: Examples, transform: Transform, device: torch.device, resident: bool | str = "auto") -> Resident:
-    """Put examples on the device where they fit into half of its free memory, or as `resident` says; else stream."""
+    """Put examples on the device where they fit into half of its free memory, or as `resident` says; else stream.
+
+    On the CPU what is in a file is streamed from it, however small: the system keeps what it can of it in memory.
+
+    Raises:
+        UserError: they shall be in the host's memory and do not fit there.
+    """
+    size = sum(part.numel() * part.element_size() for part in (examples.x, examples.y) if part is not None)
+    in_file = isinstance(examples.x, Mapped)
     if resident == "auto":
-        size = sum(part.numel() * part.element_size() for part in (examples.x, examples.y) if part is not None)
-        resident = device.type != "cuda" or size < ROOM * torch.cuda.mem_get_info(device)[0]
+        resident = not in_file if device.type != "cuda" else size < ROOM * torch.cuda.mem_get_info(device)[0]
+    elif resident and in_file and device.type != "cuda" and size > (free := free_memory()):
+        raise UserError(
+            f"trainer.resident=true: the examples need {size / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free; "
+            "auto or false is allowed"
+        )
     return (Resident if resident else Streamed)(examples, transform, device)

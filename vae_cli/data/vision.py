@@ -124,6 +124,7 @@ def emnist(*, root: str, split: str) -> Splits:
 
     def upright(part: Examples | None) -> Examples:
         assert part is not None
+        assert isinstance(part.x, Tensor)
         assert part.y is not None
         return Examples(part.x.transpose(1, 2).contiguous(), part.y - first)
 
