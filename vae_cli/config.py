@@ -17,7 +17,7 @@ def validate(raw: Mapping[str, Any]) -> Config:
     Raises:
         UserError: names the first setting that is unknown, of the wrong type, out of range or without effect.
     """
-    parts = {group: check(_schema(group, raw), raw[group], f"{group}.") for group in OPTIONS if group in raw}
+    parts = {group: check_part(group, raw) for group in OPTIONS if group in raw}
     trainer = check(Trainer, raw.get("trainer"), "trainer.")
     config = check(Config, {**raw, **parts, "trainer": trainer}, "")
     _refuse_without_effect(config)
@@ -31,6 +31,15 @@ def validate_evaluate(raw: Any) -> Evaluate:
         UserError: names the first setting that is unknown, of the wrong type or out of range.
     """
     return check(Evaluate, raw, "")
+
+
+def check_part(group: str, raw: Mapping[str, Any]) -> Any:
+    """Return the settings of the option that was chosen of a group, typed.
+
+    Raises:
+        UserError: names the first setting that is unknown, of the wrong type or out of range.
+    """
+    return check(_schema(group, raw), raw[group], f"{group}.")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,6 +30,7 @@ def _exists(path: str) -> str:
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read
 EVERY = r"^(\d+(?:\.\d+)?) ?(steps|epochs|minutes)$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -37,6 +38,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[int | float, AfterValidator(_amount)]
 ExistingPath = Annotated[str, AfterValidator(_exists)]
 Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
+Frame = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+Color = Literal["rgb", "grayscale"]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
 Scale = Literal["per_pixel", "shared", "optimal"] | Positive
 
@@ -134,9 +137,25 @@ class Images(Data):
     """A user's pictures."""
 
     path: ExistingPath
-    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
-    color: Literal["rgb", "grayscale"]
+    size: Frame
+    color: Color
     test: Amount
+
+
+class Shards(Data):
+    """WebDataset shards, with their own splits."""
+
+    path: str
+    valid_path: str | None
+    test_path: str | None
+    index: str | None
+    valid: None
+    test: None = Field(None, exclude=True)
+    size: Frame | None
+    color: Color | None
+    readers: Count
+    buffer: Count
+    on_broken: Literal["stop", "skip"]
 
 
 class Synthetic(Data):
@@ -451,6 +470,15 @@ class Export(Settings):
     trust: bool | list[str]
 
 
+class Pack(Settings):
+    """Settings of vae-data pack, beside the data's own."""
+
+    out: str
+    megabytes: Positive
+    format: Literal["auto", "png", "npy"]
+    workers: Count | None
+
+
 class Config(Settings):
     """A whole configuration."""
 
@@ -490,6 +518,7 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "vae_cli.data.vision.celeba": CelebA,
         "vae_cli.data.files.arrays": Arrays,
         "vae_cli.data.files.images": Images,
+        "vae_cli.data.shards.shards": Shards,
         "": OwnData,
     },
     "model": {
@@ -568,6 +597,19 @@ def every(amount: int | str) -> tuple[float, str]:
     """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
     found = re.match(EVERY, str(amount))
     return (float(found[1]), found[2]) if found else (float(amount), "steps")
+
+
+def command(content: Any, trust: bool | Sequence[str] = False) -> str | None:
+    """Return the setting, of a group of settings from elsewhere, that would run a command nobody trusts, else None.
+
+    Args:
+        content: its settings.
+        trust: everything (true), or what is trusted by name: `pipe` for commands.
+    """
+    values = content.items() if isinstance(content, dict) else ()
+    found = next((key for key, value in values if isinstance(value, str) and value.startswith(COMMAND)), None)
+    trusted = trust is True or (not isinstance(trust, bool) and COMMAND.rstrip(":") in trust)
+    return None if trusted else found
 
 
 def foreign(group: str, content: Any, trust: bool | Sequence[str] = False) -> str | None:

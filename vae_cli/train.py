@@ -30,6 +30,7 @@ from vae_cli.interruption import Interrupted
 
 SETTINGS = Path(".hydra") / "config.yaml"
 OVERLAYS = ("experiment", "debug")  # groups that only set others
+PATHS = ("root", "path", "labels", "valid_path", "test_path", "index")  # under data
 MAY_CHANGE = ("trainer.", "optimizer.lr")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
@@ -219,18 +220,28 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
 
 def _settings(composed: DictConfig) -> dict[str, Any]:
     """Return plain settings, their interpolations resolved and their paths absolute: a run goes on from anywhere."""
+    from vae_cli.schema import COMMAND
+
     content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     settings = {str(key): value for key, value in content.items() if key not in OVERLAYS} | {"resume": None}
-    for key in ("root", "path", "labels"):
-        if isinstance(settings.get("data"), dict) and isinstance(settings["data"].get(key), str):
-            settings["data"][key] = os.path.abspath(settings["data"][key])
+    data = settings["data"] if isinstance(settings.get("data"), dict) else {}
+    for key in PATHS:
+        if isinstance(data.get(key), str) and not data[key].startswith(COMMAND):
+            data[key] = os.path.abspath(data[key])
     return settings
 
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
-    own = OmegaConf.create(_stored(folder))
+    from vae_cli.schema import command
+
+    own = OmegaConf.create(stored := _stored(folder))
+    if key := command(stored.get("data")):
+        raise UserError(
+            f"resume={folder}: its data.{key} would run a command; if you trust it, go on with the whole command of "
+            f"the run and hydra.run.dir={folder} resume=auto"
+        )
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")
         if key == "resume":

@@ -5,13 +5,16 @@ The former are named by all that they depend on; the latter have no name and end
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +45,7 @@ def cached(source: Iterable[object], shape: Sequence[int], fill: Callable[[Tenso
         shape: of the array.
         fill: writes all of it.
     """
-    key = hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:32]
-    path = folder() / f"{key}.npy"
+    path = folder() / f"{_key(source)}.npy"
     try:
         return opened(path)
     except (OSError, ValueError, EOFError):  # not there, or cut short
@@ -56,6 +58,25 @@ def cached(source: Iterable[object], shape: Sequence[int], fill: Callable[[Tenso
         x = empty(shape, torch.uint8)
         fill(x)
         return x
+
+
+def remembered(source: Iterable[object], find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return plain values that are found once and then read from the cache."""
+    path = folder() / f"{_key(source)}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = find()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(found))
+        partial.replace(path)
+    return found
+
+
+def _key(source: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(str, source)).encode()).hexdigest()[:32]
 
 
 def opened(path: Path) -> Tensor | Mapped:

@@ -262,16 +262,28 @@ def _eight_bits(picture: Any) -> Any:
 
 
 def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
+        return picture(file, size, mode, crop)
     except Exception as error:
         raise UserError(f"data.path: {file} cannot be read as an image ({first_line(error)})") from None
+
+
+def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str, crop: int | None = None) -> Tensor:
+    """Return a picture [C, H, W] bytes, cut and scaled to a frame (None: as it is); whatever PIL raises goes through.
+
+    Args:
+        file: to read, or an opened picture of PIL's.
+        size: height and width of the frame.
+        mode: RGB or L.
+        crop: pixels a side that are cut from the centre before.
+    """
+    from PIL import Image, ImageOps
+
+    with file if isinstance(file, Image.Image) else Image.open(file) as opened:
+        found = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     if crop is not None:
-        left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
-        picture = picture.crop((left, top, left + crop, top + crop))
-    height, width = size
-    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(fitted)).view(height, width, len(mode)).permute(2, 0, 1)
+        left, top = (found.width - crop) // 2, (found.height - crop) // 2
+        found = found.crop((left, top, left + crop, top + crop))
+    if size is not None and size != (found.height, found.width):
+        found = ImageOps.fit(found, (size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(found)).view(found.height, found.width, len(mode)).permute(2, 0, 1)

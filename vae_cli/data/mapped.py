@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -90,19 +90,27 @@ class Mapped:
         return self.known
 
     def std_mean(self) -> tuple[Tensor, Tensor]:
-        """Return the standard deviation and the mean of each element over the examples, by Chan et al. 1979."""
-        mean, squares, n = torch.zeros(self.shape[1:]).double(), torch.zeros(self.shape[1:]).double(), 0
-        for part in self.parts():
-            x = self[part].double()
-            own, many = x.mean(0), len(x)
-            squares += ((x - own) ** 2).sum(0) + (own - mean) ** 2 * (n * many / (n + many))
-            mean += (own - mean) * (many / (n + many))
-            n += many
-        return (squares / n).sqrt().float(), mean.float()
+        """Return the standard deviation and the mean of each element over the examples."""
+        return std_mean(self[part] for part in self.parts())
 
     def standardized(self, mean: Tensor, std: Tensor) -> Mapped:
         """Return the examples with `mean` subtracted and divided by `std`, once they are read."""
         return Mapped(self.array, torch.float32, None, self.rows, (mean, std))
+
+
+def std_mean(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation and the mean [*shape] of examples that come in parts [B, *shape].
+
+    Sums of squares about the mean are merged as in Chan et al. 1979, in float64.
+    """
+    n, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        x = part.double()
+        own, many = x.mean(0), len(x)
+        squares = squares + ((x - own) ** 2).sum(0) + (own - mean) ** 2 * (n * many / (n + many))
+        mean = mean + (own - mean) * (many / (n + many))
+        n += many
+    return (squares / n).sqrt().float(), mean.float()
 
 
 def reserve(file: int, size: int) -> None:

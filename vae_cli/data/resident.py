@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vae_cli.data.examples import Examples, subset
+from vae_cli.data.examples import Examples, counting
 from vae_cli.data.mapped import Mapped
 from vae_cli.data.pixels import Transform
 from vae_cli.errors import UserError
@@ -36,15 +36,14 @@ class Resident:
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
-        return Resident(subset(self.examples, most, seed), self.transform, self.device)
+        return Resident(self.examples.some(most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""
         mixed = (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
         generator = torch.Generator(self.device).manual_seed(mixed)
-        few = self.device.type == "cpu" and len(self) < 2**31  # half the memory, the same order
-        counting = torch.int32 if few else torch.int64
-        return torch.randperm(len(self), generator=generator, device=self.device, dtype=counting)
+        kind = counting(len(self)) if self.device.type == "cpu" else torch.int64
+        return torch.randperm(len(self), generator=generator, device=self.device, dtype=kind)
 
     def batch(self, index: Tensor | slice) -> Batch:
         """Return (x [B, *shape] float32, y [B] or [B, A] or None) of the examples at an index [B]."""
@@ -82,7 +81,7 @@ class Streamed(Resident):
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
-        return type(self)(subset(self.examples, most, seed), self.transform, self.device)
+        return type(self)(self.examples.some(most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of an epoch, on the host."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli import data
 from vae_cli.api import Trained
 from vae_cli.data import files
 from vae_cli.data.mapped import SMALL, Mapped
@@ -62,13 +63,15 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
         return Examples(model, _pictures(model, path), None)
     found = files.arrays(path=source)
-    if isinstance(found.train.x, Mapped):
+    given = found.train
+    assert isinstance(given, data.Examples)
+    if isinstance(given.x, Mapped):
         raise UserError(f"task.source={source}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
-    x = found.train.x.float() / (1 if found.levels is None else found.levels - 1)
+    x = given.x.float() / (1 if found.levels is None else found.levels - 1)
     shape = tuple(x.shape[1:])
     if shape != model.vae.shape:
         raise UserError(f"task.source={source}: examples of shape {list(shape)}; {list(model.vae.shape)} is allowed")
-    return Examples(model, _binary(model, x), known_labels(model, found.train.y, found.names, f"task.source={source}"))
+    return Examples(model, _binary(model, x), known_labels(model, given.y, found.names, f"task.source={source}"))
 
 
 def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, given: str) -> Tensor | None:
