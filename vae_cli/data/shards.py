@@ -14,7 +14,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
@@ -59,6 +59,9 @@ def shards(
     frame = None if height is None or width is None else (height, width)
     reader = Reader(frame, color, skip=on_broken == "skip")
     found, about = _find({"train": path, "valid": valid_path, "test": test_path}, index, reader)
+    for url in [url for urls in found.values() for url in urls if not url.startswith(COMMAND)]:
+        if not Path(url).is_file():
+            reader.tell(url, Broken("it is not there"))
     feeds = {split: Shards(urls, about[split], reader, readers, buffer) for split, urls in found.items()}
     rest = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
     names = about["train"].names
@@ -81,6 +84,7 @@ def _find(
         if own:
             found[split] = own
     if known is not None:
+        known = known.model_copy(update={"shape": reader.framed(known.shape)})
         return found, {split: _fitting(known, split, urls) for split, urls in found.items()}
     first = reader.scan(found["train"], None)
     return found, {split: reader.scan(urls, None if split == "train" else first) for split, urls in found.items()}
@@ -165,7 +169,8 @@ class Reader:
         Raises:
             UserError: it is not to be skipped.
         """
-        reason = str(error.args[0] if error.args else type(error).__name__).split(" @ <")[0].splitlines()[0]
+        said = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
+        reason = str(said).split(" @ <")[0].splitlines()[0]
         if not self.skip:
             raise UserError(f"data: {what} is broken ({reason}); data.on_broken=skip goes on without it") from error
         if what not in self.told:
@@ -188,6 +193,13 @@ class Reader:
         grey = opened.mode in ("1", "L", "I;16") if self.color is None else self.color == "grayscale"
         return picture(opened, self.size, "L" if grey else "RGB")
 
+    def framed(self, shape: list[int]) -> list[int]:
+        """Return the shape that examples of a shape have once they are cut and scaled."""
+        if self.size is None and self.color is None:
+            return shape
+        channels = {"rgb": [3], "grayscale": [1], None: shape[:-2]}[self.color]
+        return [*channels, *(self.size or shape[-2:])]
+
     def scan(self, urls: Sequence[str], like: Index | None) -> Index:
         """Return what shards hold, by reading them once; files that were read before are not read again."""
         if any(url.startswith(COMMAND) for url in urls):
@@ -201,8 +213,8 @@ class Reader:
             n = 0
             for sample in self.samples(url, None):
                 n += 1
-                first = self._tried(sample) if first is None else first
-                label = _label(sample)
+                first = self._tried(self.x, sample) if first is None else first
+                label = self._tried(_label, sample)
                 attributes = len(label) if isinstance(label, list) else attributes
                 labels |= {label} if isinstance(label, str) else set()
             counts.append(Shard(file=f"{k}", examples=n))
@@ -214,9 +226,9 @@ class Reader:
         values = self._values(urls) if first.dtype != torch.uint8 else {"levels": 256, "low": 0.0, "high": 1.0}
         return Index(shape=list(first.shape), labels=names, names=names, attributes=attributes, train=counts, **values)
 
-    def _tried(self, sample: Any) -> Tensor | None:
+    def _tried(self, read: Callable[[Any], Any], sample: Any) -> Any:
         try:
-            return self.x(sample)
+            return read(sample)
         except Exception as error:
             self.tell(_name(sample), error)
             return None
@@ -228,7 +240,7 @@ class Reader:
         def parts() -> Iterator[Tensor]:
             for url in urls:
                 for sample in self.samples(url, None):
-                    if (x := self._tried(sample)) is not None:
+                    if (x := self._tried(self.x, sample)) is not None:
                         bounds.append((float(x.min()), float(x.max())))
                         yield x.unsqueeze(0)
 
