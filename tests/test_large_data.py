@@ -442,3 +442,92 @@ def test_the_command_packs(tmp_path):
     ):
         done = data(*arguments)
         assert (done.returncode, done.stderr.splitlines()) == (1, [f"vae-data: error: {line}"])
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A data set of pictures and classes: saved to disk, as parquet files, and as a folder of pictures."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    root, rng = tmp_path_factory.mktemp("hub"), np.random.default_rng(1)
+    parts = {}
+    for split, count in (("train", 40), ("test", 8)):
+        pictures = [rng.integers(0, 256, (9, 10, 3)).astype("uint8") for _ in range(count)]
+        columns = {"image": [Image.fromarray(x) for x in pictures], "label": [k % 2 for k in range(count)]}
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+        parts[split] = datasets.Dataset.from_dict(columns, features=features)
+        (root / "parquet").mkdir(exist_ok=True)
+        parts[split].to_parquet(str(root / "parquet" / f"{split}-00000.parquet"))
+        for k, x in enumerate(pictures):
+            folder = root / "folder" / split / ("dog" if k % 2 else "cat")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x).save(folder / f"{k:03d}.png")
+    datasets.DatasetDict(parts).save_to_disk(str(root / "saved"))
+    return root
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+def on_hub(path, *overrides):
+    return dataset("data=huggingface", f"data.path={path}", *overrides)
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet", "folder"])
+def test_a_data_set_in_a_format_of_the_hub(kind, hub, offline):
+    data = on_hub(hub / kind, "data.valid=10")
+    assert (data.spec.shape, data.spec.levels, data.spec.names) == ((3, 9, 10), 256, ("cat", "dog"))
+    assert data.sizes == {"train": 30, "valid": 10, "test": 8}
+    wanted = np.stack([np.asarray(Image.open(path)) for path in sorted((hub / "folder" / "test").rglob("*.png"))])
+    assert members(data.test.x) == members(torch.from_numpy(wanted).permute(0, 3, 1, 2))
+    one = np.asarray(Image.open(hub / "folder" / "test" / "dog" / "003.png")).transpose(2, 0, 1)
+    where = next(k for k, x in enumerate(data.test.x) if np.array_equal(x.numpy(), one))
+    assert data.test.y[where] == 1
+    grey = on_hub(hub / kind, "data.size=4", "data.color=grayscale")
+    assert grey.spec.shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["saved", "folder"])
+def test_a_stream_has_each_example_once_an_epoch(kind, hub, offline):
+    whole = on_hub(hub / kind, "data.valid=0").resident("train", CPU).batch(slice(0, 40))[0]
+    data = on_hub(hub / kind, "data.streaming=true", "data.examples=40", "data.readers=2", "data.buffer=9")
+    assert data.sizes == {"train": 40, "test": 8}
+    stream, epochs = data.resident("train", CPU), []
+    for n in (0, 1, 0):
+        epochs.append(torch.cat([x for x, _ in epoch(stream, 1, n, 8)]))
+        assert members(epochs[-1]) == members(whole)
+    assert torch.equal(epochs[0], epochs[2])
+    assert not torch.equal(epochs[0], epochs[1])
+    later = data.resident("train", CPU)
+    assert torch.equal(later.batch(later.order(1, 0)[16:24])[0], epochs[0][16:24])
+
+
+def test_a_run_on_a_stream_of_the_hub(hub, offline, tmp_path):
+    settings = ["data=huggingface", f"data.path={hub}/saved", "data.streaming=true", "conditional=label", *FEW_STEPS]
+    summary = train(tmp_path / "run", *settings, "likelihood=discretized_logistic")
+    assert np.isfinite(summary["test/elbo"])
+
+
+def test_wrong_settings_of_the_hub_get_a_line(hub, offline, monkeypatch, tmp_path):
+    path = hub / "saved"
+    for overrides, message in (
+        ((hub / "nothing",), r"data\.path=.*nothing: cannot be loaded \(.*\)"),
+        (("ylecun/absent",), r"data\.path=ylecun/absent: cannot be loaded \(.*\)"),
+        (
+            (path, "data.split=trian"),
+            r"data\.split=trian: no such split; did you mean train\? \(allowed: train, test\)",
+        ),
+        ((path, "data.valid_split=dev"), r"data\.valid_split=dev: no such split \(allowed: train, test\)"),
+        ((path, "data.image=imag"), r"data\.image=imag: no such column; did you mean image\?"),
+        ((path, "data.label=image"), r"data\.label=image: a column of classes .* is allowed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            on_hub(*overrides)
+    monkeypatch.setattr("vae_cli.data.huggingface.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs datasets; pip install 'vae-cli\[huggingface\]'"):
+        on_hub(path)

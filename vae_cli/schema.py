@@ -158,6 +158,25 @@ class Shards(Data):
     on_broken: Literal["stop", "skip"]
 
 
+class HuggingFace(Data):
+    """A data set of the Hugging Face hub."""
+
+    path: str
+    name: str | None
+    split: str
+    valid_split: str | None
+    test_split: str | None
+    test: Amount
+    image: str | None
+    label: str | None
+    size: Frame | None
+    color: Color | None
+    streaming: bool
+    examples: Count | None
+    readers: Count
+    buffer: Count
+
+
 class Synthetic(Data):
     """Generated examples."""
 
@@ -519,6 +538,7 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "vae_cli.data.files.arrays": Arrays,
         "vae_cli.data.files.images": Images,
         "vae_cli.data.shards.shards": Shards,
+        "vae_cli.data.huggingface.huggingface": HuggingFace,
         "": OwnData,
     },
     "model": {

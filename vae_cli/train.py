@@ -226,8 +226,9 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
     assert isinstance(content, dict)
     settings = {str(key): value for key, value in content.items() if key not in OVERLAYS} | {"resume": None}
     data = settings["data"] if isinstance(settings.get("data"), dict) else {}
+    on_hub = str(data.get("_target_")).endswith(".huggingface") and not Path(str(data["path"])).exists()
     for key in PATHS:
-        if isinstance(data.get(key), str) and not data[key].startswith(COMMAND):
+        if isinstance(data.get(key), str) and not data[key].startswith(COMMAND) and not on_hub:
             data[key] = os.path.abspath(data[key])
     return settings
 
