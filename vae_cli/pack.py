@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
+import multiprocessing
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from vae_cli.data.examples import Examples, Splits
 
+    Job = tuple[Shard, Examples, torch.Tensor]  # a shard, what it is of, and the rows [B] that it holds
+
+FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # examples need not be sent
 PLAN = "index.json.begun"  # what is being packed, until it is whole
 BLOCK = 2**16  # bytes of small examples that make up one sample
 PICTURE = 2**12  # elements from which a picture is a sample of its own
@@ -65,6 +68,8 @@ def pack(settings: Pack, data: Data) -> Index:
     Raises:
         UserError: the folder holds something else, or the data come in sequence.
     """
+    from vae_cli.machine import usable_cores
+
     if find_spec("webdataset") is None:
         raise UserError("vae-data pack: needs webdataset; pip install 'vae-cli[shards]'")
     splits = _splits(data)
@@ -75,9 +80,7 @@ def pack(settings: Pack, data: Data) -> Index:
     left = [job for job in jobs if not (out / job[0].file).is_file()]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} shards are there already")
-    with ThreadPoolExecutor(settings.workers or os.cpu_count()) as pool:
-        for shard in pool.map(lambda job: _write(out, index, *job), left):
-            print(f"{out / shard.file}: {shard.examples:,} examples")
+    _in_parallel(out, index, left, settings.workers or usable_cores())
     write_index(index, out / NAME)
     (out / PLAN).unlink(missing_ok=True)
     size = sum((out / shard.file).stat().st_size for shard, *_ in jobs)
@@ -185,7 +188,7 @@ def _claim(out: Path, index: Index) -> None:
     write_index(index, out / PLAN)
 
 
-def _jobs(index: Index, splits: Splits, seed: int) -> Iterator[tuple[Shard, Examples, torch.Tensor]]:
+def _jobs(index: Index, splits: Splits, seed: int) -> Iterator[Job]:
     """Yield each shard with the examples it is of, and which: training examples in a random order, others in theirs."""
     import torch
 
@@ -200,7 +203,40 @@ def _jobs(index: Index, splits: Splits, seed: int) -> Iterator[tuple[Shard, Exam
             start += shard.examples
 
 
-def _write(out: Path, index: Index, shard: Shard, examples: Examples, rows: torch.Tensor) -> Shard:
+def _in_parallel(out: Path, index: Index, jobs: list[Job], workers: int) -> None:
+    """Write shards in processes of torch's loader, and tell of each that is there.
+
+    Raises:
+        UserError: there is no room for one.
+    """
+    from torch.utils.data import DataLoader, Dataset
+
+    class Shards(Dataset):
+        def __len__(self) -> int:
+            return len(jobs)
+
+        def __getitem__(self, k: int) -> str:
+            return _written(out, index, *jobs[k])
+
+    many = min(workers, len(jobs)) if workers > 1 else 0
+    with warnings.catch_warnings():  # of more processes than cores: they were asked for
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        lines = iter(DataLoader(Shards(), None, num_workers=many, multiprocessing_context=FORK if many else None))
+    for line in lines:
+        if line.startswith("error: "):
+            raise UserError(f"out={out}: {line.removeprefix('error: ')}")
+        print(line)
+
+
+def _written(out: Path, index: Index, shard: Shard, examples: Examples, rows: torch.Tensor) -> str:
+    try:
+        _write(out, index, shard, examples, rows)
+    except OSError as error:
+        return f"error: {shard.file} cannot be written ({error.strerror})"
+    return f"{out / shard.file}: {shard.examples:,} examples"
+
+
+def _write(out: Path, index: Index, shard: Shard, examples: Examples, rows: torch.Tensor) -> None:
     """Write a shard, whole or not at all."""
     import webdataset
 
@@ -210,7 +246,6 @@ def _write(out: Path, index: Index, shard: Shard, examples: Examples, rows: torc
         for sample in samples(examples, rows):
             archive.write(sample)
     partial.replace(out / shard.file)
-    return shard
 
 
 def _pictures(examples: Examples, rows: torch.Tensor) -> Iterator[dict[str, Any]]:
