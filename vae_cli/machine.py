@@ -47,12 +47,7 @@ def usable_threads() -> int:
     """
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
-    return min(torch.get_num_threads(), usable_cores())
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    granted = [os.cpu_count() or 1]
+    granted = [torch.get_num_threads()]
     if hasattr(os, "sched_getaffinity"):
         granted.append(len(os.sched_getaffinity(0)))
     if QUOTA.is_file():

@@ -68,7 +68,7 @@ def pack(settings: Pack, data: Data) -> Index:
     Raises:
         UserError: the folder holds something else, or the data come in sequence.
     """
-    from vae_cli.machine import usable_cores
+    from vae_cli.machine import usable_threads
 
     if find_spec("webdataset") is None:
         raise UserError("vae-data pack: needs webdataset; pip install 'vae-cli[shards]'")
@@ -80,7 +80,7 @@ def pack(settings: Pack, data: Data) -> Index:
     left = [job for job in jobs if not (out / job[0].file).is_file()]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} shards are there already")
-    _in_parallel(out, index, left, settings.workers or usable_cores())
+    _in_parallel(out, index, left, settings.workers or usable_threads())
     write_index(index, out / NAME)
     (out / PLAN).unlink(missing_ok=True)
     size = sum((out / shard.file).stat().st_size for shard, *_ in jobs)
