@@ -19,7 +19,8 @@ GROUPS = groups()  # of vae-train
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
 OFFERED |= {"encoder", "low", "high", "examples"}
-FILES = {"arrays": ["data.path=."], "images": ["data.path=."], "conditional": ["conditional=label"]}
+FILES = {name: ["data.path=."] for name in ("arrays", "images", "shards", "huggingface")}
+FILES |= {"conditional": ["conditional=label"]}
 FILES |= {
     name: ["data.path=."] for name in ("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc")
 }  # what they need

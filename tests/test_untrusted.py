@@ -260,3 +260,26 @@ def test_parts_of_a_trusted_package_are_built(crafted, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):
         parts.restore(crafted, torch.device("cpu"), trust=["other"])
     assert type(parts.restore(crafted, torch.device("cpu"), trust=["mine"]).vae.likelihood).__name__ == "Own"
+
+
+@pytest.mark.parametrize("key", ["path", "valid_path", "test_path"])
+def test_a_command_in_place_of_data_does_not_run(crafted, key):
+    config = configure("data=shards", "data.path=x").plain["data"]
+    rewrite(crafted, lambda content: content.update(data=config | {key: f"pipe:touch {MARK}"}))
+    with pytest.raises(UserError, match=rf"data\.{key}=pipe:touch {MARK}: a command; trust=\[pipe\] lets it run"):
+        api.load(crafted)
+    with pytest.raises(UserError, match=r"trust=\[pipe\]"):
+        api.load_data(crafted, trust=["mine"], data="elsewhere")
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 1
+    assert f"its data.{key} would run a command" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_pattern_becomes_a_command(crafted):
+    """What is no command when it is checked is none when its braces have been expanded."""
+    config = configure("data=shards", "data.path=x").plain["data"]
+    for path in (f"pi{{pe:touch {MARK},pe:}}", f" pipe:touch {MARK}"):
+        rewrite(crafted, lambda content, path=path: content.update(data=config | {"path": path}))
+        with pytest.raises(UserError, match="is not there"):
+            api.load_data(crafted)

@@ -12,7 +12,8 @@ from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
 MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
-MOVES = ("data.root", "data.path")  # data are known by what they are, not by where
+PATHS = ("root", "path", "labels", "valid_path", "test_path", "index")  # under data
+MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are, not by where
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
@@ -21,7 +22,7 @@ def validate(raw: Mapping[str, Any]) -> Config:
     Raises:
         UserError: names the first setting that is unknown, of the wrong type, out of range or without effect.
     """
-    parts = {group: check(_schema(group, raw), raw[group], f"{group}.") for group in OPTIONS if group in raw}
+    parts = {group: check_part(group, raw) for group in OPTIONS if group in raw}
     trainer = check(Trainer, raw.get("trainer"), "trainer.")
     config = check(Config, {**raw, **parts, "trainer": trainer}, "")
     _refuse_without_effect(config)
@@ -35,6 +36,15 @@ def validate_evaluate(raw: Any) -> Evaluate:
         UserError: names the first setting that is unknown, of the wrong type or out of range.
     """
     return check(Evaluate, raw, "")
+
+
+def check_part(group: str, raw: Mapping[str, Any]) -> Any:
+    """Return the settings of the option that was chosen of a group, typed.
+
+    Raises:
+        UserError: names the first setting that is unknown, of the wrong type or out of range.
+    """
+    return check(_schema(group, raw), raw[group], f"{group}.")
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,7 @@ _OTHERS: dict[str, list[str]] = {
     "evaluate": [],
     "generate": ["task"],
     "export": [],
+    "pack": ["data"],
 }  # the groups of the commands beside vae-train
 
 
@@ -110,7 +111,7 @@ def groups() -> list[str]:
     """Return the groups of options of the command."""
     if _MAIN[0] in _OTHERS:
         return _OTHERS[_MAIN[0]]
-    others = {group for groups in _OTHERS.values() for group in groups}
+    others = {group for groups in _OTHERS.values() for group in groups} - {"data"}  # which it has as well
     return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir() and path.name not in others)
 
 

@@ -92,8 +92,9 @@ def _refuse_strangers(word: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 def _train(word: dict[str, Any], own: dict[str, Any], accepted: Callable[[dict[str, Any]], Config]) -> None:
-    places = {key: own["data"][key] for key in ("root", "path") if key in own["data"]}
-    config = accepted(word["settings"] | {"data": word["settings"]["data"] | places})
     from vae_cli import run
+    from vae_cli.config import PATHS
 
+    places = {key: own["data"][key] for key in PATHS if key in own["data"]}
+    config = accepted(word["settings"] | {"data": word["settings"]["data"] | places})
     run.train(config, Path(word["folder"]), resume=word["resume"], sweeping=word["sweeping"])

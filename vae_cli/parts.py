@@ -18,7 +18,7 @@ from vae_cli import checkpoint
 from vae_cli.config import MOVES, differing, stays, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.schema import Config, Part, foreign
+from vae_cli.schema import Config, Part, command, foreign
 from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
@@ -148,6 +148,8 @@ def settings_of(folder: Path, *, trust: Trust = False, data: str | None = None) 
             raise UserError(
                 f"{group}._target_={target}: not a part of vae_cli; trust=[{package}] runs it, if you trust {folder}"
             )
+    if key := command(raw["data"], trust):
+        raise UserError(f"data.{key}={raw['data'][key]}: a command; trust=[pipe] lets it run, if you trust {folder}")
     return _with_data(raw, data)
 
 

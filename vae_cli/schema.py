@@ -30,6 +30,7 @@ def _exists(path: str) -> str:
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read
 EVERY = r"^(\d+(?:\.\d+)?) ?(steps|epochs|minutes)$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -37,6 +38,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[int | float, AfterValidator(_amount)]
 ExistingPath = Annotated[str, AfterValidator(_exists)]
 Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
+Frame = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+Color = Literal["rgb", "grayscale"]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
 Scale = Literal["per_pixel", "shared", "optimal"] | Positive
 
@@ -126,6 +129,7 @@ class Arrays(Data):
     """A user's arrays."""
 
     path: ExistingPath
+    labels: str | None
     test: Amount
 
 
@@ -133,9 +137,44 @@ class Images(Data):
     """A user's pictures."""
 
     path: ExistingPath
-    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
-    color: Literal["rgb", "grayscale"]
+    size: Frame
+    color: Color
     test: Amount
+
+
+class Shards(Data):
+    """WebDataset shards, with their own splits."""
+
+    path: str
+    valid_path: str | None
+    test_path: str | None
+    index: str | None
+    valid: None
+    test: None = Field(None, exclude=True)
+    size: Frame | None
+    color: Color | None
+    readers: Count
+    buffer: Count
+    on_broken: Literal["stop", "skip"]
+
+
+class HuggingFace(Data):
+    """A data set of the Hugging Face hub."""
+
+    path: str
+    name: str | None
+    split: str
+    valid_split: str | None
+    test_split: str | None
+    test: Amount
+    image: str | None
+    label: str | None
+    size: Frame | None
+    color: Color | None
+    streaming: bool
+    examples: Count | None
+    readers: Count
+    buffer: Count
 
 
 class Synthetic(Data):
@@ -453,6 +492,15 @@ class Export(Settings):
     trust: bool | list[str]
 
 
+class Pack(Settings):
+    """Settings of vae-data pack, beside the data's own."""
+
+    out: str
+    megabytes: Positive
+    format: Literal["auto", "png", "npy"]
+    workers: Count | None
+
+
 class Config(Settings):
     """A whole configuration."""
 
@@ -493,6 +541,8 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
         "vae_cli.data.vision.celeba": CelebA,
         "vae_cli.data.files.arrays": Arrays,
         "vae_cli.data.files.images": Images,
+        "vae_cli.data.shards.shards": Shards,
+        "vae_cli.data.huggingface.huggingface": HuggingFace,
         "": OwnData,
     },
     "model": {
@@ -571,6 +621,19 @@ def every(amount: int | str) -> tuple[float, str]:
     """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
     found = re.match(EVERY, str(amount))
     return (float(found[1]), found[2]) if found else (float(amount), "steps")
+
+
+def command(content: Any, trust: bool | Sequence[str] = False) -> str | None:
+    """Return the setting, of a group of settings from elsewhere, that would run a command nobody trusts, else None.
+
+    Args:
+        content: its settings.
+        trust: everything (true), or what is trusted by name: `pipe` for commands.
+    """
+    values = content.items() if isinstance(content, dict) else ()
+    found = next((key for key, value in values if isinstance(value, str) and value.startswith(COMMAND)), None)
+    trusted = trust is True or (not isinstance(trust, bool) and COMMAND.rstrip(":") in trust)
+    return None if trusted else found
 
 
 def foreign(group: str, content: Any, trust: bool | Sequence[str] = False) -> str | None:

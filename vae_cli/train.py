@@ -278,20 +278,31 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
 
 def _settings(composed: DictConfig) -> dict[str, Any]:
     """Return plain settings, their interpolations resolved and their paths absolute: a run goes on from anywhere."""
+    from vae_cli.config import PATHS
+    from vae_cli.schema import COMMAND
+
     content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     settings = {str(key): value for key, value in content.items() if key not in OVERLAYS} | {"resume": None}
-    for key in ("root", "path"):
-        if isinstance(settings.get("data"), dict) and isinstance(settings["data"].get(key), str):
-            settings["data"][key] = os.path.abspath(settings["data"][key])
+    data = settings["data"] if isinstance(settings.get("data"), dict) else {}
+    on_hub = str(data.get("_target_")).endswith(".huggingface") and not Path(str(data["path"])).exists()
+    for key in PATHS:
+        if isinstance(data.get(key), str) and not data[key].startswith(COMMAND) and not on_hub:
+            data[key] = os.path.abspath(data[key])
     return settings
 
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
     from vae_cli.config import MUST_STAY, stays
+    from vae_cli.schema import command
 
-    own = OmegaConf.create(_stored(folder))
+    own = OmegaConf.create(stored := _stored(folder))
+    if key := command(stored.get("data")):
+        raise UserError(
+            f"resume={folder}: its data.{key} would run a command; if you trust it, go on with the whole command of "
+            f"the run and hydra.run.dir={folder} resume=auto"
+        )
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")
         if key == "resume":

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vae_cli import schema
 from vae_cli.data import pixels
-from vae_cli.data.examples import Examples, Splits, carve, subset
+from vae_cli.data.cache import empty
+from vae_cli.data.examples import Examples, Feed, Splits, carve
 from vae_cli.data.resident import Resident, place
+from vae_cli.data.stream import Stream
 from vae_cli.errors import UserError
 
 SUPPORTS = ("binary", "unit", "levels", "real")
@@ -89,7 +91,7 @@ class Dataset:
     """Training, validation and test examples that never overlap, with their transforms."""
 
     spec: Spec
-    train: Examples
+    train: Examples | Feed
     valid: Examples | None
     test: Examples | None
     levels: int | None  # of the training examples as they are stored
@@ -108,26 +110,33 @@ class Dataset:
         if examples is None:
             return None
         kind, levels = (self.kind, self.levels) if split == "train" else ("scale", self.spec.levels)
-        return place(examples, pixels.transform(kind, levels), device, resident)
+        transform = pixels.transform(kind, levels)
+        if isinstance(examples, Feed):
+            return Stream(examples, transform, device, resident)
+        return place(examples, transform, device, resident)
 
     def fixed_train(self, device: torch.device, most: int, seed: int) -> Resident:
         """Return `most` training examples as an evaluation sees them: every random draw made once."""
-        part = fix(subset(self.train, most, seed), self.kind, self.levels, seed)
-        return Resident(part, pixels.transform("scale", self.spec.levels), device)
+        part = fix(self.train.some(most, seed), self.kind, self.levels, seed)
+        return place(part, pixels.transform("scale", self.spec.levels), device)
 
 
 def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
     """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
     splits = carve(source, valid=part.valid or 0, test=part.test, seed=part.seed)
     if part.limit is not None:
-        splits = replace(splits, train=subset(splits.train, part.limit, part.seed))
+        splits = replace(splits, train=splits.train.some(part.limit, part.seed))
     if support not in SUPPORTS:
         raise UserError(f"likelihood={likelihood}: its support is {support!r}; {', '.join(SUPPORTS)} are allowed")
     splits, raw = _standardize(part, splits, _describe(splits), support)
     kind, spec = _choose(part, raw, support)
     _check_support(spec, support, likelihood)
     once = {"static": "bernoulli", "threshold": "threshold"}.get(kind)
-    train = splits.train if once is None else fix(splits.train, once, raw.levels, part.seed)
+    train = splits.train
+    if once is not None:
+        if isinstance(train, Feed):
+            raise UserError(f"data.binarize={kind}: draws once, and a stream keeps nothing; dynamic or none is allowed")
+        train = fix(train, once, raw.levels, part.seed)
     valid, test = (
         each and fix(each, once or kind, raw.levels, part.seed + k)
         for k, each in enumerate((splits.valid, splits.test), start=1)
@@ -140,7 +149,7 @@ def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Example
     """Apply a transform once and for all, with its own seed; binary results are stored as uint8."""
     if kind == "scale":
         return examples
-    x = torch.empty_like(examples.x, dtype=torch.float32 if kind == "dequantize" else torch.uint8)
+    x = empty(examples.x.shape, torch.float32 if kind == "dequantize" else torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for start in range(0, len(x), 4096):
@@ -150,15 +159,14 @@ def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Example
 
 
 def _describe(splits: Splits) -> Spec:
-    x, y = splits.train.x, splits.train.y
-    attributes = y.shape[1] if y is not None and y.ndim == 2 else None
-    if x.dtype != torch.uint8:
-        parts = [part.x for part in (splits.train, splits.valid, splits.test) if part is not None]
-        low, high = min(float(part.min()) for part in parts), max(float(part.max()) for part in parts)
-        return Spec(tuple(x.shape[1:]), None, low, high, splits.names, attributes)
+    train = splits.train
+    if train.dtype != torch.uint8:
+        parts = [part.bounds() for part in (train, splits.valid, splits.test) if part is not None]
+        low, high = min(least for least, _ in parts), max(largest for _, largest in parts)
+        return Spec(train.shape, None, low, high, splits.names, train.attributes)
     if splits.levels is None:
         raise UserError("data: a source of uint8 examples must say how many levels they have")
-    return Spec(tuple(x.shape[1:]), splits.levels, 0.0, 1.0, splits.names, attributes)
+    return Spec(train.shape, splits.levels, 0.0, 1.0, splits.names, train.attributes)
 
 
 def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> tuple[Splits, Spec]:
@@ -169,13 +177,14 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
         return splits, raw
     if raw.levels is not None:
         raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
-    std, mean = torch.std_mean(splits.train.x, 0, correction=0)
+    std, mean = splits.train.std_mean()
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
-
-    def apply(examples: Examples | None) -> Any:
-        return examples and Examples((examples.x - mean) / std, examples.y)
-
-    splits = replace(splits, train=apply(splits.train), valid=apply(splits.valid), test=apply(splits.test))
+    splits = replace(
+        splits,
+        train=splits.train.standardized(mean, std),
+        valid=splits.valid and splits.valid.standardized(mean, std),
+        test=splits.test and splits.test.standardized(mean, std),
+    )
     return splits, replace(_describe(splits), mean=_values(mean), std=_values(std))
 
 

@@ -1,24 +1,32 @@
-"""Examples in memory, and how they are split."""
+"""Examples, and how they are split."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vae_cli.data.cache import empty
+from vae_cli.data.mapped import Mapped
 from vae_cli.errors import UserError
+
+PART = 1000  # examples of a feed that are decoded at once
 
 
 @dataclass(frozen=True)
 class Examples:
     """Examples as a source gives them.
 
-    `x` is [N, *shape]: uint8 grey levels 0 … levels−1, or float32 values. `y` is [N] int64 classes, [N, A] float32
-    attributes, or None.
+    `x` is [N, *shape]: uint8 grey levels 0 … levels−1, or float32 values, in memory or in a file. `y` is [N] int64
+    classes, [N, A] float32 attributes, or None.
     """
 
-    x: Tensor
+    x: Tensor | Mapped
     y: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -29,34 +37,129 @@ class Examples:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Examples:
-        return Examples(self.x[index], None if self.y is None else self.y[index])
+        x = self.x.only(index) if isinstance(self.x, Mapped) else self.x[index]
+        return Examples(x, None if self.y is None else self.y[index])
 
     def to(self, device: torch.device) -> Examples:
-        """Return the same examples on a device."""
+        """Return the same examples in the memory of a device."""
         return Examples(self.x.to(device), None if self.y is None else self.y.to(device))
+
+    @property
+    def attributes(self) -> int | None:
+        """A, where labels are attribute vectors."""
+        return self.y.shape[1] if self.y is not None and self.y.ndim == 2 else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """uint8 where values are grey levels, else float32."""
+        return self.x.dtype
+
+    def bounds(self) -> tuple[float, float]:
+        """Return a value that none is below and one that none is above."""
+        return self.x.bounds() if isinstance(self.x, Mapped) else (float(self.x.min()), float(self.x.max()))
+
+    def std_mean(self) -> tuple[Tensor, Tensor]:
+        """Return the standard deviation and the mean of each element, [*shape]."""
+        return self.x.std_mean() if isinstance(self.x, Mapped) else torch.std_mean(self.x, 0, correction=0)
+
+    def standardized(self, mean: Tensor, std: Tensor) -> Examples:
+        """Return the examples with `mean` subtracted, divided by `std`."""
+        x = self.x.standardized(mean, std) if isinstance(self.x, Mapped) else (self.x - mean) / std
+        return Examples(x, self.y)
+
+    def some(self, most: int, seed: int) -> Examples:
+        """Return `most` examples drawn at random, in their order: a sorted source gives no biased sample."""
+        if most >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed), dtype=counting(len(self)))
+        return self[order[:most].sort().values.to(self.x.device)]
+
+
+class Feed(ABC):
+    """Training examples that come in sequence, an epoch after another, and never all at once.
+
+    Attributes:
+        shape: of one example.
+        dtype: uint8 where values are grey levels, else float32.
+        attributes: A, where labels are attribute vectors.
+        readers: how many parts of an epoch are read side by side.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    attributes: int | None
+    readers: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of examples of an epoch."""
+
+    @abstractmethod
+    def read(self, seed: int, epoch: int, part: range, turn: int = 0) -> Iterator[Any]:
+        """Yield what stands for each example of a part of an epoch's order, shuffled, not yet decoded.
+
+        What is yielded depends on the arguments alone. `turn` counts how often the part was read before.
+        """
+
+    @abstractmethod
+    def decode(self, raw: Sequence[Any]) -> Examples:
+        """Return as many examples as were read."""
+
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """Return a value that none is below and one that none is above."""
+
+    @abstractmethod
+    def std_mean(self) -> tuple[Tensor, Tensor]:
+        """Return the standard deviation and the mean of each element, [*shape]."""
+
+    @abstractmethod
+    def standardized(self, mean: Tensor, std: Tensor) -> Feed:
+        """Return the examples with `mean` subtracted, divided by `std`."""
+
+    def some(self, most: int, seed: int) -> Examples:
+        """Return the first `most` examples of an epoch of their own, read to the end."""
+        n = min(most, len(self))
+        return gathered(self.decode, self.read(seed, -1, range(n)), n)
+
+
+def gathered(decode: Callable[[Sequence[Any]], Examples], raw: Iterator[Any], n: int) -> Examples:
+    """Return n examples (fewer, where fewer come) decoded a part at a time; where they are large, in a file."""
+    x, y, done = None, [], 0
+    while some := list(islice(raw, min(PART, n - done))):
+        part = decode(some)
+        x = empty((n, *part.shape), part.dtype) if x is None else x
+        x[done : done + len(part)] = part.x[:]
+        y += [] if part.y is None else [part.y]
+        done += len(part)
+    if x is None:
+        raise UserError("data: no examples")
+    return Examples(x[:done], torch.cat(y) if y else None)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a source gives: training examples, and validation and test where it has its own.
+    """What a source gives: training examples, maybe as a feed, and validation and test where it has its own.
 
     `levels` is the number of grey levels of uint8 examples (256 for 8-bit pictures); `names` are those of the classes
     where labels are classes.
     """
 
-    train: Examples
+    train: Examples | Feed
     valid: Examples | None = None
     test: Examples | None = None
     levels: int | None = None
     names: tuple[str, ...] | None = None
 
 
-def subset(examples: Examples, most: int, seed: int) -> Examples:
-    """Return `most` examples drawn at random, in their order: a sorted source gives no biased sample."""
-    if most >= len(examples):
-        return examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples[order[:most].sort().values.to(examples.x.device)]
+def counting(n: int) -> torch.dtype:
+    """Return the smaller type that can number n examples: half the memory, the same order from the same seed."""
+    return torch.int32 if n < 2**31 else torch.int64
 
 
 def numbered(classes: int) -> tuple[str, ...]:
@@ -71,12 +174,14 @@ def carve(source: Splits, *, valid: int | float, test: int | float | None, seed:
     within each part, and no example is in two parts.
     """
     n = len(source.train)
+    if isinstance(source.train, Feed):
+        return source  # what comes in sequence has its own parts
     n_test = _count(test or 0, n) if source.test is None else 0
     n_valid = _count(valid, n) if source.valid is None else 0
     if n_test + n_valid >= n:
         taken = f"data.valid={valid}" + (f" and data.test={test}" if n_test else "")
         raise UserError(f"{taken}: would leave no training examples of {n}")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), dtype=counting(n))
     parts = [part.sort().values for part in order.split([n_test, n_valid, n - n_test - n_valid])]
     carved_test, carved_valid = (source.train[part] if len(part) else None for part in parts[:2])
     return Splits(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import cached, stamp
 from vae_cli.data.examples import Examples, Splits
+from vae_cli.data.mapped import CHUNK, SMALL, Mapped
 from vae_cli.errors import UserError, first_line
 from vae_cli.machine import free_memory
 
@@ -24,14 +25,18 @@ FEW = 200  # pictures that are decoded sooner than looked up
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def arrays(*, path: str) -> Splits:
-    """Return the examples of an .npz (`x`, `y`) or .npy: [N, *shape].
+def arrays(*, path: str, labels: str | None = None) -> Splits:
+    """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
-    Bytes stay bytes (256 levels, or 2 where no value exceeds 1); other integers 0 … 255 become as many levels as
-    their largest value needs; anything else becomes float32. Channels may come last. Labels are classes (integers)
-    or attribute vectors (two dimensions).
+    A large .npy is read in place, a batch at a time. Bytes stay bytes (256 levels, or 2 where no value exceeds 1);
+    other integers 0 … 255 become as many levels as their largest value needs; anything else becomes float32. Channels
+    may come last. Labels are classes (integers) or attribute vectors (two dimensions).
     """
-    x, y = _read(Path(path))
+    x, y = _read("data.path", Path(path))
+    if labels is not None:
+        if y is not None:
+            raise UserError(f"data.labels={labels}: has no effect, {path} holds labels `y`; null is allowed")
+        y, _ = _read("data.labels", Path(labels))
     if x.ndim < 2 or 0 in x.shape:
         raise UserError(
             f"data.path={path}: examples of shape {_shown(x.shape)}; [N, …] with N ≥ 1 and one axis more is allowed"
@@ -41,22 +46,27 @@ def arrays(*, path: str) -> Splits:
         raise UserError(
             f"data.path={path}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal"
         )
-    examples, levels = _levels(path, _channels_first(x))
-    found, names = (None, None) if y is None else labels(f"data.path={path}", y)
+    read = _in_place if isinstance(x, np.memmap) else _levels
+    examples, levels = read(path, _channels_first(x))
+    found, names = (None, None) if y is None else named(f"data.path={path}", y)
     return Splits(Examples(examples, found), levels=levels, names=names)
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return `x` and `y` of a file; a large .npy as the memory map that it is."""
     if not path.is_file():
-        raise UserError(f"data.path={path}: no such file; an .npz or .npy file is allowed")
+        raise UserError(f"{key}={path}: no such file; an .npz or .npy file is allowed")
     with path.open("rb") as file:
         if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
-            raise UserError(f"data.path={path}: no NumPy file; an .npz or .npy (numpy.savez, numpy.save) is allowed")
+            raise UserError(f"{key}={path}: no NumPy file; an .npz or .npy (numpy.savez, numpy.save) is allowed")
         file.seek(0)
         try:
+            if path.stat().st_size > SMALL and not zipfile.is_zipfile(file):
+                return np.load(path, mmap_mode="c", allow_pickle=False), None
+            file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # old headers are read all the same
-                _refuse_a_flood(path, file)
+                _refuse_a_flood(key, path, file)
                 loaded: Any = np.load(file, allow_pickle=False)
                 content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
         except UserError:
@@ -65,16 +75,16 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             reason = f"damaged or cut short: {first_line(error)}"
             if "pickle" in str(error):
                 reason = "it holds Python objects, which are never unpickled; save numbers or strings, y.astype(str)"
-            raise UserError(f"data.path={path}: cannot be read ({reason})") from None
+            raise UserError(f"{key}={path}: cannot be read ({reason})") from None
     if "x" not in content and len(content) != 1:
-        raise UserError(f"data.path={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
+        raise UserError(f"{key}={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
     x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
     if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
-        raise UserError(f"data.path={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
+        raise UserError(f"{key}={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
     return x, y
 
 
-def _refuse_a_flood(path: Path, file: BinaryIO) -> None:
+def _refuse_a_flood(key: str, path: Path, file: BinaryIO) -> None:
     """Refuse arrays that would not fit into memory, by what their headers claim, before anything is inflated."""
     claimed = 0
     if zipfile.is_zipfile(file):
@@ -88,7 +98,10 @@ def _refuse_a_flood(path: Path, file: BinaryIO) -> None:
     file.seek(0)
     free = free_memory()
     if claimed > free:
-        raise UserError(f"data.path={path}: its arrays need {claimed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free")
+        raise UserError(
+            f"{key}={path}: its arrays need {claimed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free; "
+            "a single array saved as .npy (numpy.save) is read in place"
+        )
 
 
 def _claimed(file: Any) -> int:
@@ -123,17 +136,56 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
-        raise UserError(
-            f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); "
-            "finite numbers are allowed"
-        )
+        _refuse_infinite(path, values, 0)
     if ((values == 0) | (values == 1)).all():
         return torch.from_numpy(values.astype(np.uint8)), 2
     return torch.from_numpy(values), None
 
 
-def labels(given: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
+def _in_place(path: str, x: np.ndarray) -> tuple[Mapped, int | None]:
+    """As `_levels`, without reading more of the file than tells what it holds, and no more than a part at a time."""
+    x = np.asarray(x)
+    if x.dtype.kind == "b":
+        return Mapped(x, torch.uint8, (0.0, 1.0)), 2
+    if x.dtype.kind not in "uif":
+        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
+    low, high, binary = _range(path, x)
+    if x.dtype.kind in "ui" and low >= 0 and high <= 255:
+        levels = 2 if high <= 1 else 256 if x.dtype == np.uint8 else int(high) + 1
+        return Mapped(x, torch.uint8, (low, high)), levels
+    return Mapped(x, torch.uint8 if binary else torch.float32, (low, high)), 2 if binary else None
+
+
+def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
+    """Return the least and the largest value of an array in a file, and whether all are 0 or 1.
+
+    Raises:
+        UserError: not all are finite.
+    """
+    low, high, binary = math.inf, -math.inf, True
+    many = max(1, CHUNK // (x[0].size * 4))
+    for start in range(0, len(x), many):
+        part = x[start : start + many]
+        with np.errstate(over="ignore"):
+            part = part.astype(np.float32, copy=False) if x.dtype.kind == "f" else part
+        least, largest = float(part.min()), float(part.max())
+        if not math.isfinite(least + largest):
+            _refuse_infinite(path, part, start)
+        low, high = min(low, least), max(high, largest)
+        binary = binary and low >= 0 and high <= 1 and bool(((part == 0) | (part == 1)).all())
+        if x.dtype == np.uint8 and high > 1:
+            return 0.0, 255.0, False  # grey levels: the rest tells nothing
+    return low, high, binary
+
+
+def _refuse_infinite(path: str, values: np.ndarray, first: int) -> None:
+    bad = first + int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
+    raise UserError(
+        f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); finite numbers are allowed"
+    )
+
+
+def named(given: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return labels and the names of their classes, in sorted order; attributes have none."""
     if y.dtype.kind == "f" and y.ndim == 1 and (y == np.round(y)).all():
         y = y.astype(np.int64)
@@ -182,25 +234,24 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
-def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor:
+def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor | Mapped:
     """Return pictures [N, C, H, W] bytes, cut and scaled to the frame; many are decoded once and then cached."""
+    shape = (len(files), len(mode), *size)
 
-    def make() -> Tensor:
-        return _decode(files, size, mode, crop)
+    def fill(x: Tensor) -> None:
+        """Decode in parallel threads."""
 
-    return make() if len(files) <= FEW else cached((*map(stamp, files), size, mode, crop), make)
+        def work(i: int) -> None:
+            x[i] = _decode_one(files[i], size, mode, crop)
 
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(work, range(len(files))):
+                pass
 
-def _decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
-    """Decode pictures in parallel threads."""
-    x = torch.empty(len(files), len(mode), *size, dtype=torch.uint8)
-
-    def work(i: int) -> None:
-        x[i] = _decode_one(files[i], size, mode, crop)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(work, range(len(files))):
-            pass
+    if len(files) > FEW:
+        return cached((*map(stamp, files), size, mode, crop), shape, fill)
+    x = torch.empty(shape, dtype=torch.uint8)
+    fill(x)
     return x
 
 
@@ -216,16 +267,28 @@ def _eight_bits(picture: Any) -> Any:
 
 
 def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
+        return picture(file, size, mode, crop)
     except Exception as error:
         raise UserError(f"data.path: {file} cannot be read as an image ({first_line(error)})") from None
+
+
+def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str, crop: int | None = None) -> Tensor:
+    """Return a picture [C, H, W] bytes, cut and scaled to a frame (None: as it is); whatever PIL raises goes through.
+
+    Args:
+        file: to read, or an opened picture of PIL's.
+        size: height and width of the frame.
+        mode: RGB or L.
+        crop: pixels a side that are cut from the centre before.
+    """
+    from PIL import Image, ImageOps
+
+    with file if isinstance(file, Image.Image) else Image.open(file) as opened:
+        found = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     if crop is not None:
-        left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
-        picture = picture.crop((left, top, left + crop, top + crop))
-    height, width = size
-    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(fitted)).view(height, width, len(mode)).permute(2, 0, 1)
+        left, top = (found.width - crop) // 2, (found.height - crop) // 2
+        found = found.crop((left, top, left + crop, top + crop))
+    if size is not None and size != (found.height, found.width):
+        found = ImageOps.fit(found, (size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(found)).view(found.height, found.width, len(mode)).permute(2, 0, 1)

@@ -8,8 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vae_cli.data.examples import Examples, subset
+from vae_cli.data.examples import Examples, counting
+from vae_cli.data.mapped import Mapped
 from vae_cli.data.pixels import Transform
+from vae_cli.errors import UserError
+from vae_cli.machine import free_memory
 from vae_cli.randomness import mixed
 
 ROOM = 0.5  # share of the device's free memory that examples may take
@@ -34,12 +37,13 @@ class Resident:
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
-        return Resident(subset(self.examples, most, seed), self.transform, self.device)
+        return Resident(self.examples.some(most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""
         generator = torch.Generator(self.device).manual_seed(mixed(seed, epoch))
-        return torch.randperm(len(self), generator=generator, device=self.device)
+        kind = counting(len(self)) if self.device.type == "cpu" else torch.int64
+        return torch.randperm(len(self), generator=generator, device=self.device, dtype=kind)
 
     def batch(self, index: Tensor | slice) -> Batch:
         """Return (x [B, *shape] float32, y [B] or [B, A] or None) of the examples at an index [B]."""
@@ -77,7 +81,7 @@ class Streamed(Resident):
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
-        return type(self)(subset(self.examples, most, seed), self.transform, self.device)
+        return type(self)(self.examples.some(most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of an epoch, on the host."""
@@ -103,8 +107,20 @@ class Streamed(Resident):
 
 
 def place(examples: Examples, transform: Transform, device: torch.device, resident: bool | str = "auto") -> Resident:
-    """Put examples on the device where they fit into half of its free memory, or as `resident` says; else stream."""
+    """Put examples on the device where they fit into half of its free memory, or as `resident` says; else stream.
+
+    On the CPU what is in a file is streamed from it, however small: the system keeps what it can of it in memory.
+
+    Raises:
+        UserError: they shall be in the host's memory and do not fit there.
+    """
+    size = sum(part.numel() * part.element_size() for part in (examples.x, examples.y) if part is not None)
+    in_file = isinstance(examples.x, Mapped)
     if resident == "auto":
-        size = sum(part.numel() * part.element_size() for part in (examples.x, examples.y) if part is not None)
-        resident = device.type != "cuda" or size < ROOM * torch.cuda.mem_get_info(device)[0]
+        resident = not in_file if device.type != "cuda" else size < ROOM * torch.cuda.mem_get_info(device)[0]
+    elif resident and in_file and device.type != "cuda" and size > (free := free_memory()):
+        raise UserError(
+            f"trainer.resident=true: the examples need {size / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free; "
+            "auto or false is allowed"
+        )
     return (Resident if resident else Streamed)(examples, transform, device)

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli import data
 from vae_cli.api import Trained
 from vae_cli.data import files
+from vae_cli.data.mapped import SMALL, Mapped
 from vae_cli.errors import UserError, first_line
 from vae_cli.report.pictures import is_picture
 
@@ -61,11 +63,15 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
         return Examples(model, _pictures(model, path), None)
     found = files.arrays(path=source)
-    x = found.train.x.float() / (1 if found.levels is None else found.levels - 1)
+    given = found.train
+    assert isinstance(given, data.Examples)
+    if isinstance(given.x, Mapped):
+        raise UserError(f"task.source={source}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
+    x = given.x.float() / (1 if found.levels is None else found.levels - 1)
     shape = tuple(x.shape[1:])
     if shape != model.vae.shape:
         raise UserError(f"task.source={source}: examples of shape {list(shape)}; {list(model.vae.shape)} is allowed")
-    return Examples(model, _binary(model, x), known_labels(model, found.train.y, found.names, f"task.source={source}"))
+    return Examples(model, _binary(model, x), known_labels(model, given.y, found.names, f"task.source={source}"))
 
 
 def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, given: str) -> Tensor | None:
@@ -93,7 +99,8 @@ def _pictures(model: Trained, path: Path) -> Tensor:
     if not chosen:
         raise UserError(f"task.source={path}: no pictures in it")
     colour = len(shape) == 3 and shape[0] == 3
-    x = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L").float() / 255.0
+    decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L")
+    x = decoded.to(torch.device("cpu")).float() / 255.0
     return _binary(model, x.view(len(x), *shape))
 
 
@@ -120,7 +127,7 @@ def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
         return z.to(model.device), None
     if "y" not in content:
         raise UserError(f"task.codes={path}: the run is conditional; labels `y` are needed beside the codes")
-    y, names = files.labels(f"task.codes={path}", np.asarray(content["y"]))
+    y, names = files.named(f"task.codes={path}", np.asarray(content["y"]))
     labels = known_labels(model, y, names, f"task.codes={path}")
     assert labels is not None
     return z.to(model.device), labels.to(model.device)
@@ -149,7 +156,7 @@ def read_mask(mask: str, model: Trained, n: int) -> Tensor:
 def _mask_file(mask: str, model: Trained) -> Tensor:
     shape, path = model.vae.shape, Path(mask)
     if path.suffix.lower() in files.SUFFIXES:
-        return files.decode([path], (shape[-2], shape[-1]), "L")[0, 0].gt(127).expand(shape)
+        return files.decode([path], (shape[-2], shape[-1]), "L")[:1][0, 0].gt(127).expand(shape)
     try:
         known = torch.from_numpy(np.asarray(np.load(path, allow_pickle=False), bool))
         return known.expand(shape)

@@ -1,0 +1,397 @@
+"""WebDataset shards: tar files of examples, read in sequence, so that a set of any size trains from any storage.
+
+A sample is a picture (png, jpg, …) or an array (npy), with a label in cls (a class) or json (a class, attributes, or
+{"label": …}); or a block of small examples, x.npy [B, *shape] with y.npy [B] or [B, A].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.data.cache import remembered, stamp
+from vae_cli.data.examples import Examples, Feed, Splits, gathered
+from vae_cli.data.files import SUFFIXES, picture
+from vae_cli.data.index import NAME, Index, Shard, read_index
+from vae_cli.data.mapped import std_mean
+from vae_cli.errors import UserError
+from vae_cli.schema import COMMAND
+
+MODES = {"rgb": "RGB", "grayscale": "L"}
+
+
+def shards(
+    *,
+    path: str,
+    valid_path: str | None,
+    test_path: str | None,
+    index: str | None,
+    size: int | list[int] | None,
+    color: str | None,
+    readers: int,
+    buffer: int,
+    on_broken: str,
+) -> Splits:
+    """Return training examples as a feed of shards; those of validation and test are read at once.
+
+    Raises:
+        UserError: webdataset is not installed, there are no shards, or one is broken.
+    """
+    if find_spec("webdataset") is None:
+        raise UserError("data=shards: needs webdataset; pip install 'vae-cli[shards]'")
+    height, width = size if isinstance(size, list) else (size, size)
+    frame = None if height is None or width is None else (height, width)
+    reader = Reader(frame, color, skip=on_broken == "skip")
+    found, about = _find({"train": path, "valid": valid_path, "test": test_path}, index, reader)
+    for url in [url for urls in found.values() for url in urls if not url.startswith(COMMAND)]:
+        if not Path(url).is_file():
+            reader.tell(url, Broken("it is not there"))
+    feeds = {split: Shards(urls, about[split], reader, readers, buffer) for split, urls in found.items()}
+    rest = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
+    names = about["train"].names
+    return Splits(feeds["train"], **rest, levels=about["train"].levels, names=tuple(names) if names else None)
+
+
+def _find(
+    paths: dict[str, str | None], index: str | None, reader: Reader
+) -> tuple[dict[str, list[str]], dict[str, Index]]:
+    """Return the shards of each split there is, and what they hold."""
+    folder = Path(paths["train"] or "")
+    known = read_index(Path(index), "data.index") if index is not None else None
+    if known is None and (folder / NAME).is_file():
+        known = read_index(folder / NAME, f"data.path={folder}")
+    found = {}
+    for split, path in paths.items():
+        own = [os.path.abspath(folder / shard.file) for shard in getattr(known, split, ())] if folder.is_dir() else []
+        if path is not None and (split != "train" or not own):
+            own = _expanded("data.path" if split == "train" else f"data.{split}_path", path)
+        if own:
+            found[split] = own
+    if known is not None:
+        known = known.model_copy(update={"shape": reader.framed(known.shape)})
+        return found, {split: _fitting(known, split, urls) for split, urls in found.items()}
+    first = reader.scan(found["train"], None)
+    return found, {split: reader.scan(urls, None if split == "train" else first) for split, urls in found.items()}
+
+
+def _expanded(key: str, path: str) -> list[str]:
+    """Return the shards that a setting names: a folder's, those of a pattern with {000..123}, or a pipe's commands.
+
+    Raises:
+        UserError: there are none, or they are somewhere else than in files.
+    """
+    import braceexpand
+
+    if re.match(r"\w+://", path):
+        raise UserError(f"{key}={path}: local paths and pipe:COMMAND (pipe:curl -s URL) are allowed")
+    if path.startswith(COMMAND):
+        return list(braceexpand.braceexpand(path))
+    if Path(path).is_dir():
+        urls = sorted(
+            os.path.abspath(file) for file in Path(path).iterdir() if re.search(r"\.(tar|tgz|tar\.gz)$", file.name)
+        )
+    else:
+        urls = [os.path.abspath(url) for url in braceexpand.braceexpand(path)]  # no expansion is a command
+    if absent := [url for url in urls if not Path(url).is_file()]:
+        raise UserError(f"{key}={path}: {absent[0]} is not there; tar files are allowed")
+    if not urls:
+        raise UserError(f"{key}={path}: no shards in it (*.tar)")
+    return urls
+
+
+def _fitting(index: Index, split: str, urls: list[str]) -> Index:
+    """Return an index whose training shards are those of a split.
+
+    Raises:
+        UserError: it tells of another number of shards.
+    """
+    known = getattr(index, split)
+    if len(known) != len(urls):
+        raise UserError(f"data.index: it tells of {len(known)} {split} shards, {len(urls)} were given")
+    return index.model_copy(update={"train": known})
+
+
+class Broken(Exception):
+    """A shard or a sample cannot be read."""
+
+
+@dataclasses.dataclass
+class Reader:
+    """How shards are read.
+
+    Args:
+        size: height and width that pictures are cut and scaled to; None for as they are.
+        color: rgb or grayscale; None for as they are.
+        skip: tell of what is broken and go on without it, in place of stopping.
+    """
+
+    size: tuple[int, int] | None
+    color: str | None
+    skip: bool
+    told: set[str] = dataclasses.field(default_factory=set)
+
+    def samples(self, url: str, expected: int | None) -> Iterator[Any]:
+        """Yield the samples of a shard as they are stored, blocks one by one."""
+        import webdataset.tariterators as tar
+
+        n = 0
+        try:
+            with _opened(url) as stream:
+                files = tar.tar_file_expander(iter([{"url": url, "stream": stream}]))
+                for sample in tar.group_by_keys(files):
+                    for row in _rows(sample):
+                        n += 1
+                        yield row
+            if expected is not None and n != expected:
+                raise Broken(f"it holds {n} examples, not {expected}")
+        except Exception as error:
+            self.tell(url, error)
+
+    def tell(self, what: str, error: Exception) -> None:
+        """Say what is broken: on stderr, once, where it is skipped.
+
+        Raises:
+            UserError: it is not to be skipped.
+        """
+        said = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
+        reason = str(said).split(" @ <")[0].splitlines()[0]
+        if not self.skip:
+            raise UserError(f"data: {what} is broken ({reason}); data.on_broken=skip goes on without it") from error
+        if what not in self.told:
+            self.told.add(what)
+            print(f"warning: {what} is broken ({reason}) and skipped", file=sys.stderr)
+
+    def x(self, sample: Any) -> Tensor:
+        """Return the example of a sample, decoded."""
+        if isinstance(sample, tuple):
+            return torch.from_numpy(sample[0])
+        if "npy" in sample:
+            x = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
+            return torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
+        found = next((name for name in sample if f".{name}" in SUFFIXES), None)
+        if found is None:
+            raise Broken("no picture and no npy in it")
+        from PIL import Image
+
+        opened = Image.open(io.BytesIO(sample[found]))
+        grey = opened.mode in ("1", "L", "I;16") if self.color is None else self.color == "grayscale"
+        return picture(opened, self.size, "L" if grey else "RGB")
+
+    def framed(self, shape: list[int]) -> list[int]:
+        """Return the shape that examples of a shape have once they are cut and scaled."""
+        if self.size is None and self.color is None:
+            return shape
+        channels = {"rgb": [3], "grayscale": [1], None: shape[:-2]}[self.color]
+        return [*channels, *(self.size or shape[-2:])]
+
+    def scan(self, urls: Sequence[str], like: Index | None) -> Index:
+        """Return what shards hold, by reading them once; files that were read before are not read again."""
+        if any(url.startswith(COMMAND) for url in urls):
+            return self._scan(urls, like)
+        key = ["shards", *(stamp(Path(url)) for url in urls), self.size, self.color, self.skip, like]
+        return Index.model_validate(remembered(key, lambda: self._scan(urls, like).model_dump()))
+
+    def _scan(self, urls: Sequence[str], like: Index | None) -> Index:
+        counts, labels, attributes, first = [], set(), None, None
+        for k, url in enumerate(urls):
+            n = 0
+            for sample in self.samples(url, None):
+                n += 1
+                first = self._tried(self.x, sample) if first is None else first
+                label = self._tried(_label, sample)
+                attributes = len(label) if isinstance(label, list) else attributes
+                labels |= {label} if isinstance(label, str) else set()
+            counts.append(Shard(file=f"{k}", examples=n))
+        if first is None:
+            raise UserError(f"data.path: no examples in {urls[0]} … {urls[-1]}")
+        if like is not None:
+            return like.model_copy(update={"train": counts})
+        names = sorted(labels, key=lambda label: (int(label) if label.isdigit() else 0, label)) or None
+        values = self._values(urls) if first.dtype != torch.uint8 else {"levels": 256, "low": 0.0, "high": 1.0}
+        return Index(shape=list(first.shape), labels=names, names=names, attributes=attributes, train=counts, **values)
+
+    def _tried(self, read: Callable[[Any], Any], sample: Any) -> Any:
+        try:
+            return read(sample)
+        except Exception as error:
+            self.tell(_name(sample), error)
+            return None
+
+    def _values(self, urls: Sequence[str]) -> dict[str, Any]:
+        """Return the range and the moments of examples that are floats."""
+        bounds = []
+
+        def parts() -> Iterator[Tensor]:
+            for url in urls:
+                for sample in self.samples(url, None):
+                    if (x := self._tried(self.x, sample)) is not None:
+                        bounds.append((float(x.min()), float(x.max())))
+                        yield x.unsqueeze(0)
+
+        std, mean = std_mean(parts())
+        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        moments = {"mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+        return {"levels": None, "low": low, "high": high, **moments}
+
+
+class Shards(Feed):
+    """The training examples of shards.
+
+    Args:
+        urls: files, or pipe: and a command.
+        index: of what they hold; its training shards are these.
+        reader: how they are read.
+        readers: parts of an epoch that are read side by side.
+        buffer: examples in the shuffle buffers of all readers together.
+    """
+
+    def __init__(self, urls: Sequence[str], index: Index, reader: Reader, readers: int, buffer: int):
+        self.urls, self.index, self.reader, self.readers, self.buffer = urls, index, reader, readers, buffer
+        self.counts = [shard.examples for shard in index.train]
+        self.shape, self.attributes = tuple(index.shape), index.attributes
+        self.dtype = torch.float32 if index.levels is None else torch.uint8
+        self.positions = {label: k for k, label in enumerate(index.labels or ())}
+        self.moments: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def read(self, seed: int, epoch: int, part: range, turn: int = 0) -> Iterator[Any]:
+        """Yield the samples of a part of an epoch: shards in a new order, then mixed in a buffer."""
+        import webdataset
+
+        order = list(range(len(self.urls)))
+        random.Random(f"{seed} {epoch}").shuffle(order)
+        rng = random.Random(f"{seed} {epoch} {part} {turn}")
+        size = max(1, self.buffer // self.readers)
+        return webdataset.shuffle(size, initial=size, rng=rng)(self._between(order, part))
+
+    def _between(self, order: Iterable[int], part: range) -> Iterator[Any]:
+        """Yield the samples of a part of all that the shards, in an order, hold together; open no others."""
+        start = 0
+        for k in order:
+            low, high = max(part.start - start, 0), min(part.stop - start, self.counts[k])
+            if low < high:
+                yield from islice(self.reader.samples(self.urls[k], self.counts[k]), low, high)
+            start += self.counts[k]
+
+    def all(self) -> Examples:
+        """Return every example, in order."""
+        every = range(len(self))
+        return gathered(self.decode, self._between(range(len(self.urls)), every), len(self))
+
+    def decode(self, raw: Sequence[Any]) -> Examples:
+        """Return samples as examples; a broken one that is skipped gives its place to another."""
+        found = [one for one in map(self._decoded, raw) if one is not None]
+        if not found:
+            raise UserError("data: nothing that can be read is left in the shards; see the warnings above")
+        found += [found[0]] * (len(raw) - len(found))
+        x = torch.stack([x for x, _ in found])
+        y = None if self.index.labels is None and self.attributes is None else torch.stack([y for _, y in found])
+        return Examples(x if self.moments is None else (x - self.moments[0]) / self.moments[1], y)
+
+    def _decoded(self, sample: Any) -> tuple[Tensor, Any] | None:
+        try:
+            x = self.reader.x(sample)
+            x = x[0] if x.shape == (1, *self.shape) else x  # pictures without an axis of channels
+            if tuple(x.shape) != self.shape or x.dtype != self.dtype:
+                raise Broken(f"{list(x.shape)} {x.dtype} where {list(self.shape)} {self.dtype} is expected")
+            return x, self._y(_label(sample))
+        except Exception as error:
+            self.reader.tell(_name(sample), error)
+            return None
+
+    def _y(self, label: Any) -> Tensor | None:
+        if self.index.labels is not None:
+            if label not in self.positions:
+                raise Broken(f"label {label!r} is none of {', '.join(self.positions)}"[:200])
+            return torch.tensor(self.positions[label])
+        if self.attributes is None:
+            return None
+        if not isinstance(label, list) or len(label) != self.attributes:
+            raise Broken(f"no {self.attributes} attributes")
+        return torch.tensor(label, dtype=torch.float32)
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the range of the values."""
+        low, high = torch.tensor(self.index.low), torch.tensor(self.index.high)
+        if self.moments is not None:
+            low, high = ((low - self.moments[0]) / self.moments[1], (high - self.moments[0]) / self.moments[1])
+        return float(low.min()), float(high.max())
+
+    def std_mean(self) -> tuple[Tensor, Tensor]:
+        """Return what the index says."""
+        if self.index.mean is None or self.index.std is None:
+            raise UserError("data.standardize=true: the index of the shards holds no mean and std of their values")
+        return torch.tensor(self.index.std).view(self.shape), torch.tensor(self.index.mean).view(self.shape)
+
+    def standardized(self, mean: Tensor, std: Tensor) -> Shards:
+        """Return the examples with `mean` subtracted, divided by `std`."""
+        other = Shards(self.urls, self.index, self.reader, self.readers, self.buffer)
+        other.moments = mean, std
+        return other
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Any]:
+    """Yield the bytes of a shard.
+
+    Raises:
+        Broken: its command failed.
+    """
+    if not url.startswith(COMMAND):
+        with open(url, "rb") as file:
+            yield file
+        return
+    with subprocess.Popen(url.removeprefix(COMMAND), shell=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield process.stdout
+        process.stdout.read()  # what follows the archive's end
+    if process.returncode:
+        raise Broken(f"its command ended with {process.returncode}")
+
+
+def _rows(sample: dict[str, Any]) -> Iterator[Any]:
+    """Yield a sample, or the examples of a block: (x, label, where it is)."""
+    if "x.npy" not in sample:
+        yield sample
+        return
+    x = np.load(io.BytesIO(sample["x.npy"]), allow_pickle=False)
+    y = np.load(io.BytesIO(sample["y.npy"]), allow_pickle=False).tolist() if "y.npy" in sample else [None] * len(x)
+    for k, (row, label) in enumerate(zip(x, y, strict=True)):
+        where = {"__url__": sample["__url__"], "__key__": f"{sample['__key__']}[{k}]"}
+        yield row.copy(), str(label) if isinstance(label, int) else label, where
+
+
+def _name(sample: Any) -> str:
+    where = sample[2] if isinstance(sample, tuple) else sample
+    return f"example {where['__key__']} of {where['__url__']}"
+
+
+def _label(sample: Any) -> Any:
+    """Return a sample's label: the text or position of a class, a list of attributes, or None."""
+    if isinstance(sample, tuple):
+        return sample[1]
+    if "cls" in sample:
+        return sample["cls"].decode().strip()
+    if "json" not in sample:
+        return None
+    found = json.loads(sample["json"])
+    found = found.get("label") if isinstance(found, dict) else found
+    return found if found is None or isinstance(found, list) else str(found)
