@@ -205,7 +205,7 @@ def test_shards_hold_the_examples_that_were_packed_and_an_epoch_each_of_them_onc
 def test_ranks_read_the_global_batches_each_from_its_own_shards(ranks, tmp_path, monkeypatch):
     packed(tmp_path, *SYNTHETIC)
     one = [x for x, _ in epoch(of_shards(tmp_path).resident("train", CPU), 3, 1, 8)]
-    monkeypatch.setattr("vae_cli.data.stream._ranks", lambda: ranks)
+    monkeypatch.setattr("vae_cli.parallel.count", lambda: ranks)
     touched, own = [], shards.Reader.samples
     monkeypatch.setattr(shards.Reader, "samples", lambda self, url, n: (touched.append(url), own(self, url, n))[1])
     shares, opened = [], []
@@ -222,7 +222,7 @@ def test_ranks_read_the_global_batches_each_from_its_own_shards(ranks, tmp_path,
 
 def test_readers_that_ranks_cannot_share_are_refused(tmp_path, monkeypatch):
     packed(tmp_path, *SYNTHETIC)
-    monkeypatch.setattr("vae_cli.data.stream._ranks", lambda: 3)
+    monkeypatch.setattr("vae_cli.parallel.count", lambda: 3)
     stream = of_shards(tmp_path).resident("train", CPU)
     with pytest.raises(UserError, match=r"data\.readers=4: a multiple of the 3 ranks is allowed"):
         stream.batch(stream.order(1, 0)[:4])

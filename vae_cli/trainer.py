@@ -81,6 +81,7 @@ class Trainer:
         self.shares = (settings.accumulate, parallel.count())
         refuse_uneven(self.batch_size, *self.shares)
         self.steps_per_epoch = epoch_length(settings, len(self.train))
+        self.checkpoint_every = every(settings.checkpoint_every)
         self.total = settings.steps or settings.epochs * self.steps_per_epoch
         self.stepper = Step(
             vae=vae, objective=objective, optimizer=optimizer, kl=kl, data=self.train, settings=settings
@@ -158,7 +159,7 @@ class Trainer:
         return stop > 0.0
 
     def _minutes_are_over(self) -> bool:
-        amount, unit = every(self.settings.checkpoint_every)
+        amount, unit = self.checkpoint_every
         return unit == "minutes" and time.monotonic() - self.saved >= 60.0 * amount
 
     def _keep_up(self) -> None:
@@ -173,7 +174,7 @@ class Trainer:
             self.save()
 
     def _checkpoint_is_due(self) -> bool:
-        amount, unit = every(self.settings.checkpoint_every)
+        amount, unit = self.checkpoint_every
         if unit == "minutes":
             return self.time_is_up
         return self.step % max(1, round(amount * (self.steps_per_epoch if unit == "epochs" else 1))) == 0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_cli import parallel
 from vae_cli.data.examples import Examples, Feed, counting
 from vae_cli.data.pixels import Transform
 from vae_cli.data.resident import Batch, Resident, place
@@ -33,7 +34,7 @@ class Stream(Resident):
         self.feed, self.transform, self.device = feed, transform, device
         self.readers = [Reader(feed) for _ in range(feed.readers)]
         self.at = (0, 0)  # seed and epoch
-        self.ahead: list[tuple[Tensor, list[Future[Examples]]]] = []
+        self.ahead: dict[int, list[Future[Examples]]] = {}  # by the place in memory of the index
 
     def __len__(self) -> int:
         return len(self.feed)
@@ -48,16 +49,16 @@ class Stream(Resident):
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the positions of an epoch, whose examples depend on (seed, epoch) alone."""
-        self.at, self.ahead = (seed, epoch), []
+        self.at, self.ahead = (seed, epoch), {}
         return torch.arange(len(self), dtype=counting(len(self)))
 
     def expect(self, index: Tensor) -> None:
         """Read and decode the next batch in the background."""
-        self.ahead = [*self.ahead[-1:], (index, self._ask(index))]
+        self.ahead[index.data_ptr()] = self._ask(index)
 
     def _stored(self, index: Tensor | slice) -> Batch:
         assert isinstance(index, Tensor), "a stream is asked for positions"
-        asked = next((found for known, found in self.ahead if known is index), None) or self._ask(index)
+        asked = self.ahead.pop(index.data_ptr(), None) or self._ask(index)
         parts = [future.result() for future in asked]
         x = torch.cat([part.x[:] for part in parts])
         y = None if parts[0].y is None else torch.cat([part.y for part in parts if part.y is not None])
@@ -68,13 +69,13 @@ class Stream(Resident):
 
     def _ask(self, index: Tensor) -> list[Future[Examples]]:
         """Let the readers whose shares of the global batch are in an index of positions take them."""
-        size, many = len(index) * _ranks(), len(self.readers)
+        size, many = len(index) * parallel.count(), len(self.readers)
         nth, first = divmod(int(index[0]), size)
         end, steps = first + len(index), len(self) // size
         shares = [(reader, k * size // many, (k + 1) * size // many) for k, reader in enumerate(self.readers)]
         mine = [(reader, low, high) for reader, low, high in shares if first < high and low < end and low < high]
         if any(low < first or high > end for _, low, high in mine):
-            raise UserError(f"data.readers={many}: a multiple of the {_ranks()} ranks is allowed")
+            raise UserError(f"data.readers={many}: a multiple of the {parallel.count()} ranks is allowed")
         return [
             reader.take(self.at, range(steps * low, steps * high), nth * (high - low), high - low)
             for reader, low, high in mine
@@ -112,9 +113,3 @@ class Reader:
                 yield raw
             if empty:
                 raise UserError("data: nothing that can be read is left; see the warnings above")
-
-
-def _ranks() -> int:
-    """Return the number of processes that train together."""
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if together else 1
