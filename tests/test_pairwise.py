@@ -65,7 +65,7 @@ def cover(options, seed=0):
     }
     chosen = []
     while missing:
-        must = dict(min(missing, key=sorted))
+        must = dict(sorted(min(missing, key=sorted)))
         tries = [complete(must, options, rng) for _ in range(TRIES)]
         possible = [one for one in tries if not refused(one)]
         tries, whole = (possible, possible) if possible else (tries, [must] * TRIES)
