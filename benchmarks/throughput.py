@@ -49,7 +49,7 @@ CASES = {
     "conv-28": ["model=conv", "model.channels=[32,64]", "data.shape=[28,28]", "trainer.batch_size=128"],
     "conv-32x3": ["model=conv", "model.channels=[32,64]", "data.shape=[3,32,32]", "trainer.batch_size=128"],
 }
-STEPS = {"mlp-128": 1000, "mlp-1024": 200, "conv-28": 250, "conv-32x3": 200}  # default logging and validation included
+STEPS = {"mlp-128": 1000, "mlp-1024": 200, "conv-28": 200, "conv-32x3": 120}  # default logging and validation included
 COMMON = ["data=synthetic", f"data.n={EXAMPLES}", "data.test=0", "data.valid=1000", "data.binarize=dynamic"]
 Rival = Callable[["Case"], float]
 

@@ -286,14 +286,16 @@ def test_a_run_goes_on_without_an_event_file_that_cannot_be_written(tmp_path):
     assert "figures: could not be written" in done.stdout or (tmp_path / "run" / "figures" / "elbo.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
-def test_a_file_that_a_run_needs_and_cannot_write_is_named(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "opened"), [("metrics.jsonl", "metrics.jsonl"), ("summary.json", "summary.json.partial")]
+)
+def test_a_file_that_a_run_needs_and_cannot_write_is_named(tmp_path, name, opened):
     """A full disk for one file alone: /dev/full stands in its place."""
     folder = tmp_path / "run"
     assert command(*SMALL, "trainer.steps=8", f"hydra.run.dir={folder}").returncode == 0
     before = weights(folder)
     (folder / name).unlink()
-    done = command(f"resume={folder}", "trainer.steps=16", before=partial(full, folder / name))
+    done = command(f"resume={folder}", "trainer.steps=16", before=partial(full, folder / opened))
     assert done.returncode == 1
     assert done.stderr == f"vae-train: error: {folder}/{name}: cannot be written (No space left on device)\n"
     if name == "metrics.jsonl":

@@ -282,4 +282,4 @@ def test_no_pattern_becomes_a_command(crafted):
     for path in (f"pi{{pe:touch {MARK},pe:}}", f" pipe:touch {MARK}"):
         rewrite(crafted, lambda content, path=path: content.update(data=config | {"path": path}))
         with pytest.raises(UserError, match="is not there"):
-            api.load_data(crafted)
+            parts.load_dataset(parts.settings_of(crafted))

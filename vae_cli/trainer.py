@@ -128,12 +128,13 @@ class Trainer:
                 self.step += 1
                 self.reporter.advance(self.step)
                 self.seconds = before + time.perf_counter() - started
+                stop = self._agreed(bool(interruption.asked))
                 try:
                     self._keep_up()
                 except Diverged as error:
                     self._roll_back(error)
                     indices = self._indices()
-                if self._agreed(bool(interruption.asked)):
+                if stop:
                     self.save()
                     interruption.grant()
         if self.step > self.since_step:
