@@ -10,6 +10,9 @@ import json
 import os
 import platform
 import random
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from benchmarks.throughput import cpu_name
@@ -85,22 +87,13 @@ def tests(folder: Path, args: argparse.Namespace, chance: random.Random) -> dict
     """Count the tests that make faults happen."""
     lines = {}
     for name, files in TESTS.items():
-        counter = Counter()
-        code = pytest.main([*(f"tests/{file}" for file in files), "-p", "no:cacheprovider"], plugins=[counter])
-        if code:
-            raise SystemExit(f"{name}: tests failed")
-        lines[name] = [str(counter.passed), f"each told in one line or gone on from, by {' and '.join(files)}"]
+        command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
+        done = subprocess.run([*command, *(f"tests/{file}" for file in files)], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{name}: tests failed\n{done.stdout}{done.stderr}")
+        passed = re.findall(r"(\d+) passed", done.stdout)[-1]
+        lines[name] = [passed, f"each told in one line or gone on from, by {' and '.join(files)}"]
     return lines
-
-
-class Counter:
-    """Counts the tests that pass; pytest calls it."""
-
-    passed = 0
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count one."""
-        self.passed += report.when == "call" and report.passed
 
 
 ORDEALS: dict[str, Callable[..., dict[str, list[str]]]] = {
