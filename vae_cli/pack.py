@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -158,10 +159,7 @@ def _format(settings: Pack, splits: Splits) -> str:
         )
     if settings.format != "auto":
         return settings.format
-    elements = 1
-    for side in shape:
-        elements *= side
-    return "png" if able and elements >= PICTURE else "npy"
+    return "png" if able and math.prod(shape) >= PICTURE else "npy"
 
 
 def _fingerprint(examples: Examples) -> str:

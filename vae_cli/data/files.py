@@ -22,6 +22,7 @@ from vae_cli.errors import UserError, first_line
 from vae_cli.machine import free_memory
 
 FEW = 200  # pictures that are decoded sooner than looked up
+MODES = {"rgb": "RGB", "grayscale": "L"}  # what PIL calls colours
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -218,12 +219,17 @@ def images(*, path: str, size: int | list[int], color: str) -> Splits:
     files = [file for folder in folders for file in _pictures(folder)] or _pictures(root)
     if not files:
         raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))})")
-    height, width = (size, size) if isinstance(size, int) else size
-    x = decode(files, (height, width), {"rgb": "RGB", "grayscale": "L"}[color])
+    x = decode(files, frame(size), MODES[color])
     if not folders:
         return Splits(Examples(x), levels=256)
     y = torch.cat([torch.full((len(_pictures(folder)),), k) for k, folder in enumerate(folders)])
     return Splits(Examples(x, y), levels=256, names=tuple(folder.name for folder in folders))
+
+
+def frame(size: int | list[int]) -> tuple[int, int]:
+    """Return height and width from a setting that gives both, or one for the two."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _pictures(folder: Path) -> list[Path]:

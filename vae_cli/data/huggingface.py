@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import cached
 from vae_cli.data.examples import Examples, Feed, Splits
-from vae_cli.data.files import picture
+from vae_cli.data.files import MODES, frame, picture
 from vae_cli.errors import UserError, first_line, suggest
 
 OWN = {"valid": ("validation", "valid", "val"), "test": ("test",)}  # what splits are called
@@ -49,9 +49,7 @@ def huggingface(
     parts: dict[str, Any] = _load(path, name, streaming)
     given = {"train": split, "valid": valid_split, "test": test_split}
     chosen = {key: _chosen(parts, key, wanted) for key, wanted in given.items()}
-    height, width = size if isinstance(size, list) else (size, size)
-    frame = None if height is None or width is None else (height, width)
-    columns = Columns(parts[split], image, label, frame, color)
+    columns = Columns(parts[split], image, label, None if size is None else frame(size), color)
     own = {
         key: columns.examples(parts[each])
         for key, each in chosen.items()
@@ -121,7 +119,7 @@ class Columns:
         self.image, self.label = found, _column(features, "label", label, datasets.ClassLabel)
         kind = features[self.label] if self.label else None
         self.names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-        self.size, self.mode = size, {"rgb": "RGB", "grayscale": "L", None: None}[color]
+        self.size, self.mode = size, None if color is None else MODES[color]
         first = next(iter(self.raw(part)))
         y = self.y([first])
         self.attributes = y.shape[1] if y is not None and y.ndim == 2 else None

@@ -27,13 +27,11 @@ from torch import Tensor
 
 from vae_cli.data.cache import remembered, stamp
 from vae_cli.data.examples import Examples, Feed, Splits, gathered
-from vae_cli.data.files import SUFFIXES, picture
+from vae_cli.data.files import SUFFIXES, frame, picture
 from vae_cli.data.index import NAME, Index, Shard, read_index
 from vae_cli.data.mapped import std_mean
 from vae_cli.errors import UserError
 from vae_cli.schema import COMMAND
-
-MODES = {"rgb": "RGB", "grayscale": "L"}
 
 
 def shards(
@@ -55,9 +53,7 @@ def shards(
     """
     if find_spec("webdataset") is None:
         raise UserError("data=shards: needs webdataset; pip install 'vae-cli[shards]'")
-    height, width = size if isinstance(size, list) else (size, size)
-    frame = None if height is None or width is None else (height, width)
-    reader = Reader(frame, color, skip=on_broken == "skip")
+    reader = Reader(None if size is None else frame(size), color, skip=on_broken == "skip")
     found, about = _find({"train": path, "valid": valid_path, "test": test_path}, index, reader)
     for url in [url for urls in found.values() for url in urls if not url.startswith(COMMAND)]:
         if not Path(url).is_file():
