@@ -156,10 +156,12 @@ class Probe(Callback):
 
     def __init__(self, path: str):
         self.path = Path(path)
+        self.jobs: list[Any] = []
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
         """Append a line to the file."""
         held = {
+            "settings": sum(job.cfg is not None or job.hydra_cfg is not None for job in self.jobs),  # of earlier jobs
             "bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "threads": len(os.listdir("/proc/self/task")),
@@ -167,6 +169,7 @@ class Probe(Callback):
         }
         with self.path.open("a") as file:
             file.write(json.dumps(held) + "\n")
+        self.jobs.append(job_return)
 
 
 def draw_every(jobs: int) -> None:

@@ -123,6 +123,7 @@ def test_a_soak(tmp_path):
 
 
 def _assert_no_growth(found):
+    assert found["last"]["settings"] == 0
     assert found["last"]["descriptors"] == found["first"]["descriptors"]
     assert found["last"]["threads"] <= found["first"]["threads"] + 1  # one that still winds down
     assert found["last"]["files"] == found["first"]["files"] == 0

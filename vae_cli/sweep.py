@@ -43,6 +43,10 @@ class Sweep(Callback):
             print(line)
         print(f"vae-compare {shlex.quote(os.path.relpath(folder))}")
 
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
+        job_return.cfg = job_return.hydra_cfg = None
+
 
 def _refuse(config: DictConfig, folder: Path) -> None:
     """Refuse to begin a sweep where one is, and to go on with one that nobody could find again."""
@@ -62,10 +66,6 @@ def _share_threads(config: DictConfig) -> None:
     launcher = config.hydra.launcher
     if launcher._target_.endswith("submitit_launcher.LocalLauncher"):
         os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task or 1))
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
-        """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
-        job_return.cfg = job_return.hydra_cfg = None
 
 
 def failed(folder: Path, error: Exception) -> str:
