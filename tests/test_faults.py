@@ -119,7 +119,7 @@ def test_jobs_of_one_process_leave_nothing_behind_and_are_what_each_is_alone(tmp
 def test_a_soak(tmp_path):
     found = soak(tmp_path, 2000, chance=random.Random(0), sampled=20, drawn=8)
     _assert_no_growth(found)
-    assert found["bytes_a_job"] < 2**16
+    assert found["bytes_a_job"] < 2**14
 
 
 def _assert_no_growth(found):
