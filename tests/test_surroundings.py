@@ -11,8 +11,10 @@ import shlex
 import shutil
 import signal
 import struct
+import subprocess
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -313,6 +315,61 @@ def full(path):
         return own(Path("/dev/full") if self == path and mode != "r" else self, *arguments, **named)
 
     Path.open = opened
+
+
+@pytest.fixture
+def disk():
+    """Mounts a disk of so many bytes at a folder; skips where that is not allowed."""
+    mounted = []
+
+    def mount(folder, size):
+        folder.mkdir(parents=True)
+        command = "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)
+        if (
+            shutil.which("mount") is None
+            or (done := subprocess.run(command, capture_output=True, text=True)).returncode
+        ):
+            pytest.skip("this user may not mount a tmpfs" if shutil.which("mount") else "there is no mount")
+        assert done.stderr == ""
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_spares_the_checkpoint_of_before_and_the_run_goes_on_once_there_is_room(tmp_path, disk):
+    train(tmp_path / "whole", *SMALL)
+    used = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    disk(tmp_path / "run", used + 2**20)
+    assert command(*SMALL, "trainer.steps=8", f"hydra.run.dir={tmp_path}/run").returncode == 0
+    before, filler = weights(tmp_path / "run"), tmp_path / "run" / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert shutil.disk_usage(tmp_path / "run").free == 0
+    os.truncate(filler, filler.stat().st_size - 16 * 1024)  # room for some lines, not for a checkpoint
+    done = command(f"resume={tmp_path}/run", "trainer.steps=48")
+    assert done.returncode == 1
+    assert "last.pt: the checkpoint cannot be written ([Errno 28] No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert equal(weights(tmp_path / "run"), before)
+    filler.unlink()
+    again = command(f"resume={tmp_path}/run", "trainer.steps=48")
+    assert again.returncode == 0, again.stderr
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("part", "told"), [("tensorboard", "tensorboard"), ("figures", "figures")])
+def test_a_disk_too_small_for_what_a_run_can_do_without(tmp_path, disk, part, told):
+    train(tmp_path / "whole", *SMALL)
+    disk(tmp_path / "run" / part, 8192)
+    done = command(*SMALL, f"hydra.run.dir={tmp_path}/run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(f"warning: {told}: could not be written ([Errno 28] No space left on device") == 1
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
 def test_little_memory_is_told_with_what_to_lower(tmp_path):

@@ -273,7 +273,8 @@ def test_a_broken_checkpoint_is_named(tmp_path):
 
 def test_a_diverged_run_says_which_term_and_when(tmp_path):
     with pytest.raises(
-        UserError, match=r"training diverged: .* not finite by step \d+; .* is kept; lower optimizer\.lr"
+        UserError,
+        match=r"training diverged: .* not finite by step \d+; no checkpoint was written yet; lower optimizer\.lr",
     ):
         train(tmp_path, *SHORT, "optimizer=sgd", "optimizer.lr=1e6", "likelihood=gaussian", "trainer.steps=200")
 

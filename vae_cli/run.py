@@ -281,6 +281,8 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     for line in diagnosis.warnings(reporter.history(), trainer.kl.settled):
         reporter.warn(line)
     settings = flat(config.plain)
+    watched = results["valid" if trainer.valid is not None else "train"]
+    reporter.pictures(trainer.step, vae, trainer.watched, watched.kl_by_dimension)
     reporter.finish(summary, settings, trainer.step, note)
     reporter.attempt("figures", lambda: reporter.figures(vae, shown, shown_result))
     reporter.attempt("the Projector's codes", lambda: reporter.codes(trainer.step, vae, shown))

@@ -31,7 +31,7 @@ Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read
-EVERY = r"^(\d+(?:\.\d+)?) ?(steps|epochs|minutes)$"
+EVERY = r"^(\d+(?:\.\d+)?) ?(step|epoch|minute)s?$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -620,7 +620,7 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
 def every(amount: int | str) -> tuple[float, str]:
     """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
     found = re.match(EVERY, str(amount))
-    return (float(found[1]), found[2]) if found else (float(amount), "steps")
+    return (float(found[1]), f"{found[2]}s") if found else (float(amount), "steps")
 
 
 def command(content: Any, trust: bool | Sequence[str] = False) -> str | None:

@@ -29,7 +29,9 @@ ROLLBACKS = 3  # at most, in a run that diverges
 COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
-PICTURES = 10  # how many times in a run pictures go to TensorBoard
+PICTURES = 10  # times in a run, at most, that pictures go to TensorBoard on the way
+DRAWING = 0.005  # of the time that training takes, at most, goes into them
+FIRST_PICTURES = 0.02  # seconds that they are taken to cost before any were drawn
 
 
 class Diverged(UserError):
@@ -94,6 +96,8 @@ class Trainer:
         self.good: dict[str, Any] | None = None
         self.since, self.since_step = time.perf_counter(), 0
         self.next_agreement, self.time_is_up = 0, False
+        self.kept: int | None = None
+        self.drawing = FIRST_PICTURES
 
     @property
     def epoch(self) -> float:
@@ -244,8 +248,9 @@ class Trainer:
             raise Diverged(self._diverged(", ".join(bad)))
 
     def _diverged(self, what: str) -> str:
+        kept = "no checkpoint was written yet" if self.kept is None else f"the checkpoint of step {self.kept} is kept"
         return (
-            f"training diverged: {what} not finite by step {self.step}; the checkpoint of before is kept; "
+            f"training diverged: {what} not finite by step {self.step}; {kept}; "
             "lower optimizer.lr, set trainer.grad_clip=1, standardise the data, or raise likelihood.min_scale"
         )
 
@@ -265,9 +270,15 @@ class Trainer:
         self.reporter.validation(self.step, self.epoch, result, split, self.kl.weight(self.epoch), beside)
         self._watch_for_collapse(result)
         self._give_up_if_hopeless()
-        nth, count = self.step // every, self.total // every
-        if count <= PICTURES or nth % (count // PICTURES) == 0 or self.step == self.total:
+        if self._pictures_are_due(self.step // every, self.total // every):
+            start = time.perf_counter()
             self.reporter.pictures(self.step, self.evaluated, self.watched, result.kl_by_dimension)
+            self.drawing += time.perf_counter() - start
+
+    def _pictures_are_due(self, nth: int, count: int) -> bool:
+        """Whether this validation, of so many, has its turn and its time; the last pictures are the finished run's."""
+        has_turn = count <= PICTURES or nth % (count // PICTURES) == 0
+        return has_turn and self.step < self.total and self.drawing <= DRAWING * self.seconds
 
     def _score(self, result: metrics.Evaluation) -> float:
         """Return the number that the best weights are chosen by: the same on every rank."""
@@ -308,7 +319,7 @@ class Trainer:
         """Put the best state (where it is new) and everything needed to go on to disk."""
         self._refuse_infinite_weights()
         self.save_to_disk(self.best if self.best_is_new else None, self.state_dict())
-        self.best_is_new, self.saved = False, time.monotonic()
+        self.best_is_new, self.saved, self.kept = False, time.monotonic(), self.step
         if self.settings.on_nan == "rollback":
             self.good = copy.deepcopy(self.state_dict())
 
@@ -347,7 +358,8 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = self.kept = state["step"]
+        self.seconds = state["seconds"]
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
             best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]

@@ -69,14 +69,14 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
     The random state of training is left as it was, and the model in the mode it was in. `batch_size` counts decoded
     examples, draws of z included; by default as many as keep the decoder's outputs within a memory bound.
     """
-    rows = batch_size or min(1000, decodes_at_once(vae))
+    rows = batch_size or min(500, decodes_at_once(vae))
     sums: list[Tensor] | None = None
     layers: tuple[tuple[int, int], ...] = ()
     with undisturbed(vae, seed):
         for k, (x, y) in enumerate(data.batches(max(1, rows // samples))):
             if k % parallel.count() != parallel.rank():
                 continue
-            torch.manual_seed(randomness.mixed(seed, k))  # of the batch's own, whichever rank has it
+            randomness.reseed(randomness.mixed(seed, k), x.device)  # of the batch's own, whichever rank has it
             part, layers = _sums(vae, x, y, samples)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     sums, layers = _of_all(sums, layers)
