@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 from vae_cli.conditioning import Label, Unconditional
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
 from vae_cli.model.ladder import Ladder
-from vae_cli.model.layers import ACTIVATIONS
+from vae_cli.model.layers import ACTIVATIONS, ConvTranspose
 from vae_cli.model.linear import Linear
 from vae_cli.model.mlp import MLP
 from vae_cli.model.resnet import ResNet
@@ -105,3 +106,20 @@ def test_a_ladder_of_any_shape_and_activation_learns_everywhere(shape, channels,
     (outputs.square().sum() + kl.sum()).backward()
     parameters = [*model.parameters(), *posterior.parameters()]
     assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in parameters)
+
+
+@pytest.mark.parametrize(("outputs", "extra"), [(1, 0), (3, 1), (4, (0, 1)), (5, 0)])
+def test_the_faster_transposed_convolution_is_torchs_own(outputs, extra):
+    ours = ConvTranspose(6, outputs, 4, stride=2, padding=1, output_padding=extra)
+    plain = nn.ConvTranspose2d(6, outputs, 4, stride=2, padding=1, output_padding=extra)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(5, 6, 7, 8, requires_grad=True)
+    found, wanted = ours(x), plain(x)
+    torch.testing.assert_close(found, wanted)
+    g = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad(found, (x, *ours.parameters()), g),
+        torch.autograd.grad(wanted, (x, *plain.parameters()), g),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

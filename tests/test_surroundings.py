@@ -270,14 +270,15 @@ def full_after(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-SMALL = [*SHORT, "model.hidden=[4]", "trainer.steps=48"]
+SMALL = [*SHORT, "model.hidden=[4]", "trainer.steps=48", "trainer.log_every=1"]
 
 
 def test_a_run_goes_on_without_an_event_file_that_cannot_be_written(tmp_path):
-    train(tmp_path / "whole", *SMALL)
+    longer = [*SMALL, "trainer.steps=96"]
+    train(tmp_path / "whole", *longer)
     size = (tmp_path / "whole" / "checkpoints" / "last.pt").stat().st_size + 1024
     assert next((tmp_path / "whole" / "tensorboard").glob("events*")).stat().st_size > size
-    done = command(*SMALL, f"hydra.run.dir={tmp_path}/run", before=partial(full_after, size))
+    done = command(*longer, f"hydra.run.dir={tmp_path}/run", before=partial(full_after, size))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("warning: tensorboard: could not be written ([Errno 27] File too large)") == 1
