@@ -217,7 +217,7 @@ def test_one_metric_that_fails_loses_none_of_the_others(folder, monkeypatch, cap
 
 
 def test_faulty_run_folders_get_one_line(tmp_path):
-    for content, line in (("", "holds no settings"), ("a: [", "cannot be read")):
+    for content, line in (("", "holds no plain settings"), ("a: [", "cannot be read")):
         (tmp_path / ".hydra").mkdir(exist_ok=True)
         (tmp_path / ".hydra" / "config.yaml").write_text(content)
         with pytest.raises(UserError, match=line):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vae_cli.disk import whole
 from vae_cli.errors import UserError, first_line
 
 FORMAT = 2
@@ -31,19 +32,17 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, "digest": digest(state), **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.is_file():
-            _link(path, keep)
-        partial.replace(path)
+        with whole(path) as partial:
+            with partial.open("wb") as file:
+                torch.save({"format": FORMAT, "digest": digest(state), **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.is_file():
+                _link(path, keep)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path}: the checkpoint cannot be written ({first_line(error)})") from error
 
 

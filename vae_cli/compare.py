@@ -12,10 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import yaml
-
 from vae_cli.command import guarded
-from vae_cli.config import flat
+from vae_cli.config import flat, stored
 from vae_cli.errors import UserError, suggest
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
@@ -109,12 +107,12 @@ def _by_number(path: Path) -> tuple[bool, int, str]:
 
 
 def _read(folder: Path) -> Run:
+    settings = stored(folder)
     try:
-        settings = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
         numbers = json.loads((folder / "summary.json").read_text())
         evaluation = folder / "evaluation.json"
         numbers |= json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-    except (OSError, ValueError, yaml.YAMLError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: cannot be read as a run ({error})") from error
     return Run(folder, flat(settings), numbers)
 

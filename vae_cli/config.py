@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
-from vae_cli.errors import CONF, OVERLAYS, UserError, unknown_setting
+from vae_cli.disk import SETTINGS
+from vae_cli.errors import CONF, OVERLAYS, UserError, first_line, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
 MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
@@ -27,6 +30,23 @@ def validate(raw: Mapping[str, Any]) -> Config:
     config = check(Config, {**raw, **parts, "trainer": trainer}, "")
     _refuse_without_effect(config)
     return config
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run was accepted with; they are plain, and what would be interpolated is refused.
+
+    Raises:
+        UserError: they cannot be read, or are no settings.
+    """
+    path = folder / SETTINGS
+    try:
+        text = path.read_text()
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("data"), dict) or "${" in text:
+        raise UserError(f"{path}: holds no plain settings of a run")
+    return found
 
 
 def validate_evaluate(raw: Any) -> Evaluate:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -44,19 +43,6 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or, where it says nothing, its name."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Within the block a file is written; an error of the disk names it.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        yield path
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
 from vae_cli.command import DEBUGGING, guarded, own_folders, told
+from vae_cli.disk import whole
 from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
@@ -284,9 +285,8 @@ def _write(session: Session, found: dict[str, Any]) -> None:
     if any(before.get(f"{split}/{key}") != value for key, value in stamp.items()):
         before = {key: value for key, value in before.items() if not key.startswith(f"{split}/")}
     now = {f"{split}/{key}": value for key, value in (plain(found) | about).items()}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(before | now, indent=2) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(before | now, indent=2) + "\n")
 
 
 if __name__ == "__main__":

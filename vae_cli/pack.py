@@ -22,6 +22,7 @@ from vae_cli import errors
 from vae_cli.command import guarded, own_folders, told
 from vae_cli.config import check, check_part
 from vae_cli.data.index import NAME, Index, Shard, read_index, write_index
+from vae_cli.disk import whole
 from vae_cli.errors import CONF, UserError
 from vae_cli.schema import Data, Pack
 
@@ -238,12 +239,14 @@ def _write(out: Path, index: Index, shard: Shard, examples: Examples, rows: torc
     """Write a shard, whole or not at all."""
     import webdataset
 
-    partial = out / f"{shard.file}.partial"
     samples = _pictures if '"format": "png"' in index.source else _blocks
-    with partial.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0.0) as archive:
+    with (
+        whole(out / shard.file) as partial,
+        partial.open("wb") as file,
+        webdataset.TarWriter(file, encoder=False, mtime=0.0) as archive,
+    ):
         for sample in samples(examples, rows):
             archive.write(sample)
-    partial.replace(out / shard.file)
 
 
 def _pictures(examples: Examples, rows: torch.Tensor) -> Iterator[dict[str, Any]]:

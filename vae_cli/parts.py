@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vae_cli import checkpoint
-from vae_cli.config import MOVES, differing, stays, validate
+from vae_cli.config import MOVES, differing, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
+from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
 from vae_cli.schema import Config, Part, command, foreign
 from vae_cli.vae import VAE, Encoder
@@ -131,17 +131,12 @@ def settings_of(folder: Path, *, trust: Trust = False, data: str | None = None) 
     Raises:
         UserError: there is no run, its settings cannot be read, or they name foreign parts.
     """
-    path = folder / ".hydra" / "config.yaml"
+    path = folder / SETTINGS
     if not path.is_file():
         jobs = sorted(str(each.parents[1]) for each in folder.glob("*/.hydra/config.yaml"))
         hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
         raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("data"), dict):
-        raise UserError(f"{path}: holds no settings of a run")
+    raw = stored(folder)
     for group, content in raw.items():
         if target := foreign(group, content, trust):
             package = target.partition(".")[0]

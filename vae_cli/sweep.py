@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import study
 from vae_cli.command import told
+from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, one_line
 from vae_cli.lock import locked
 
@@ -55,7 +56,7 @@ def _refuse(config: DictConfig, folder: Path) -> None:
         raise UserError(
             "resume=auto: needs a folder that stays the same from start to start; give hydra.sweep.dir=FOLDER"
         )
-    if config.get("resume") != "auto" and any(folder.glob("*/.hydra/config.yaml")):
+    if config.get("resume") != "auto" and any(folder.glob(f"*/{SETTINGS}")):
         raise UserError(
             f"hydra.sweep.dir={folder}: holds a sweep already; go on with it by resume=auto, or choose another folder"
         )

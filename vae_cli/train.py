@@ -23,13 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
+from vae_cli.disk import SETTINGS
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
 from vae_cli.interruption import Interrupted
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
-
-SETTINGS = Path(".hydra") / "config.yaml"
 
 
 def main() -> None:
@@ -193,9 +192,9 @@ def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
     Raises:
         UserError: they differ in something else.
     """
-    from vae_cli.config import differing, stays
+    from vae_cli.config import differing, stays, stored
 
-    found = differing(_stored(folder), settings)
+    found = differing(stored(folder), settings)
     for key, (own, new) in found.items():
         if stays(key):
             raise UserError(f"{key}={new}: the run in {folder} has {own}; choose another folder for it")
@@ -294,15 +293,16 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
-    from vae_cli.config import MUST_STAY, stays
+    from vae_cli.config import MUST_STAY, stays, stored
     from vae_cli.schema import command
 
-    own = OmegaConf.create(stored := _stored(folder))
-    if key := command(stored.get("data")):
+    settings = stored(folder)
+    if key := command(settings["data"]):
         raise UserError(
             f"resume={folder}: its data.{key} would run a command; if you trust it, go on with the whole command of "
             f"the run and hydra.run.dir={folder} resume=auto"
         )
+    own = OmegaConf.create(settings)
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")
         if key == "resume":
@@ -316,25 +316,6 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
         if key == "trainer.epochs":
             OmegaConf.update(own, "trainer.steps", None)
     return _settings(own)
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was accepted with; they are plain, and what would be interpolated is refused.
-
-    Raises:
-        UserError: they cannot be read, or are no settings.
-    """
-    import yaml
-
-    path = folder / SETTINGS
-    try:
-        text = path.read_text()
-        found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({errors.first_line(error)})") from error
-    if not isinstance(found, dict) or "${" in text:
-        raise UserError(f"{path}: holds no plain settings of a run")
-    return found
 
 
 def _find_own_parts(settings: dict[str, Any]) -> None:

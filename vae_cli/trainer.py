@@ -52,6 +52,8 @@ class Trainer:
         seed: of the order of examples.
         reporter: what writes for people.
         save: called with (best state or None, last state) to put them to disk.
+
+    Attributes:
         hopeless: called with the epoch after each validation; says why the run is given up, None where it is not.
     """
 
@@ -68,12 +70,12 @@ class Trainer:
         seed: int,
         reporter: Reporter | Silent,
         save: Callable[[dict[str, Any] | None, dict[str, Any]], None],
-        hopeless: Callable[[float], str | None] | None = None,
     ):
         self.vae, self.objective, self.kl = vae, objective, kl
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.settings, self.seed, self.reporter, self.save_to_disk = settings, seed, reporter, save
-        self.hopeless, self.given_up = hopeless, False
+        self.hopeless: Callable[[float], str | None] | None = None
+        self.given_up = False
         self.device = next(vae.parameters()).device
         train = dataset.resident("train", self.device, settings.resident)
         assert train is not None

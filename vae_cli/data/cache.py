@@ -22,6 +22,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from vae_cli.data.mapped import SMALL, Mapped, reserve
+from vae_cli.disk import whole
 from vae_cli.errors import UserError
 
 
@@ -69,9 +70,8 @@ def remembered(source: Iterable[object], find: Callable[[], dict[str, Any]]) -> 
         found = find()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(found))
-        partial.replace(path)
+        with whole(path, f".{os.getpid()}") as partial:
+            partial.write_text(json.dumps(found))
     return found
 
 
@@ -89,16 +89,12 @@ def opened(path: Path) -> Tensor | Mapped:
 def _writing(path: Path, shape: Sequence[int]) -> Iterator[Tensor]:
     """Yield an array that is being written to a file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with whole(path, f".{os.getpid()}") as partial:
         array = open_memmap(partial, mode="w+", dtype=np.uint8, shape=tuple(shape))
         with partial.open("rb+") as file:
             reserve(file.fileno(), partial.stat().st_size)
         yield torch.from_numpy(np.asarray(array))
         array.flush()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from vae_cli.data import Resident, Spec
-from vae_cli.errors import first_line, written
+from vae_cli.disk import whole, written
+from vae_cli.errors import first_line
 from vae_cli.metrics import Evaluation, undisturbed
 from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
@@ -167,10 +168,9 @@ class Reporter:
     def conclude(self, summary: dict[str, Any]) -> None:
         """Write summary.json, the last of all: where it is, the run is finished and everything else was written."""
         content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
-        with written(self.folder / "summary.json") as path:
-            partial = path.with_name("summary.json.partial")
+        path = self.folder / "summary.json"
+        with written(path), whole(path) as partial:  # other jobs of a sweep may be reading
             partial.write_text(content)
-            partial.replace(path)  # other jobs of a sweep may be reading
 
     def close(self) -> None:
         """Write what is left and let go of the files."""

@@ -1,0 +1,40 @@
+"""Files that are there whole or not at all, and errors that name them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vae_cli.errors import UserError, first_line
+
+SETTINGS = Path(".hydra") / "config.yaml"  # of a run, in its folder
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Within the block a file is written; an error of the disk names it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
+
+
+@contextmanager
+def whole(path: Path, mark: str = "") -> Iterator[Path]:
+    """Within the block a file is written beside `path`, whose name it takes at the end: no reader sees a part of it.
+
+    Args:
+        path: what the file will be called.
+        mark: sets apart files beside it that several processes write at once.
+    """
+    partial = path.with_name(f"{path.name}{mark}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
