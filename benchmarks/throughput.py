@@ -252,7 +252,7 @@ def products(vae: nn.Module, x: Tensor) -> list[Callable[[], object]]:
         turned = isinstance(module, nn.ConvTranspose2d)
         extra = list(module.output_padding) if turned else [0, 0]
         settings = (list(module.stride), list(module.padding), list(module.dilation), turned, extra, module.groups)
-        calls.append(lambda: torch.no_grad()(module)(h))
+        calls.append(torch.no_grad()(lambda: module(h)))
         calls.append(lambda: torch.ops.aten.convolution_backward(g, h, w, None, *settings, wanted))
 
     kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)

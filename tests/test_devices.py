@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import TINY, configure, train
-from vae_cli import checkpoint, run
+from vae_cli import checkpoint, run, trainer
 from vae_cli.report import Reporter
 from vae_cli.trainer import Trainer
 
@@ -37,7 +37,8 @@ def test_parts_train_on_the_device(tmp_path, device, parts):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_training_draws_are_left_alone_by_watching(tmp_path, device):
+def test_training_draws_are_left_alone_by_watching(tmp_path, device, monkeypatch):
+    monkeypatch.setattr(trainer, "DRAWING", math.inf)
     watched = ["trainer.validate_every=0.2", "trainer.deterministic=true", f"trainer.device={device}"]
     train(tmp_path / "often", *SHORT, *watched)
     train(tmp_path / "never", *SHORT, *watched, "trainer.validate_every=100")

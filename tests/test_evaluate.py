@@ -217,8 +217,23 @@ def test_one_metric_that_fails_loses_none_of_the_others(folder, monkeypatch, cap
 
 
 def test_faulty_run_folders_get_one_line(tmp_path):
-    for content, line in (("", "holds no plain settings"), ("a: [", "cannot be read")):
+    damaged = "a: [", "a: 2020-13-45", "a: !!int ''", "a: !!bool x", "a: " + "[" * 5000
+    for content, line in (("", "holds no settings"), *((each, "cannot be read") for each in damaged)):
         (tmp_path / ".hydra").mkdir(exist_ok=True)
         (tmp_path / ".hydra" / "config.yaml").write_text(content)
         with pytest.raises(UserError, match=line):
             parts.settings_of(tmp_path)
+
+
+def test_a_path_that_looks_like_an_interpolation_is_a_path(tmp_path):
+    folder = tmp_path / "${data.path}"
+    folder.mkdir()
+    np.save(folder / "x.npy", np.random.default_rng(0).random((40, 3)).astype("float32"))
+    path = str(folder / "x.npy").replace("${", "\\${")
+    small = ["data=arrays", f"data.path='{path}'", "likelihood=gaussian", "model.hidden=[4]", "trainer.steps=2"]
+    done = command(*small, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    assert parts.settings_of(tmp_path / "run").data.path == str(folder / "x.npy")
+    again = command(f"resume={tmp_path}/run", "trainer.steps=4")
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert "would be read as an interpolation" in again.stderr

@@ -23,6 +23,7 @@ from vae_cli.lock import locked
 from vae_cli.machine import memory_told
 from vae_cli.report import Reporter
 from vae_cli.schema import every
+from vae_cli.trainer import pace_of_checkpoints
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 LONG = [*TINY, "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
@@ -327,7 +328,7 @@ def test_nothing_changes_where_no_step_is_bad(tmp_path):
 
 def test_a_run_that_diverges_goes_back_where_that_is_asked_for(tmp_path, monkeypatch):
     poison(monkeypatch, [13])
-    summary = train(tmp_path, *SHORT, "trainer.on_nan=rollback")
+    summary = train(tmp_path, *SHORT, "trainer.on_nan=rollback", "trainer.validate_every=100")
     assert summary["steps"] == 24
     warnings = json.loads((tmp_path / "summary.json").read_text())["warnings"]
     assert "gone back from step 16 to step 8 with half the learning rate (1 of 3 times at most)" in warnings[0]
@@ -340,5 +341,10 @@ def test_a_run_that_diverges_goes_back_where_that_is_asked_for(tmp_path, monkeyp
 def test_a_run_that_never_stops_diverging_stops(tmp_path, monkeypatch):
     poison(monkeypatch, range(9, 1000))
     with pytest.raises(UserError, match=r"training diverged: .* not finite by step 12"):
-        train(tmp_path, *SHORT, "trainer.on_nan=rollback")
+        train(tmp_path, *SHORT, "trainer.on_nan=rollback", "trainer.validate_every=100")
     assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"] == 8
+
+
+@pytest.mark.parametrize(("given", "meant"), [([], (1.0, "minutes")), (["trainer.on_nan=rollback"], (1000.0, "steps"))])
+def test_checkpoints_come_by_the_clock_unless_a_run_may_go_back_to_one(given, meant):
+    assert pace_of_checkpoints(configure(*TINY, *given).trainer) == meant

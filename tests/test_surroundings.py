@@ -326,12 +326,8 @@ def disk():
     def mount(folder, size):
         folder.mkdir(parents=True)
         command = "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)
-        if (
-            shutil.which("mount") is None
-            or (done := subprocess.run(command, capture_output=True, text=True)).returncode
-        ):
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("this user may not mount a tmpfs" if shutil.which("mount") else "there is no mount")
-        assert done.stderr == ""
         mounted.append(folder)
 
     yield mount

@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, configure, train
-from vae_cli import checkpoint, parts
+from vae_cli import checkpoint, parts, trainer
 from vae_cli.errors import UserError
 from vae_cli.metrics import bits_per_dim, evaluate
 from vae_cli.randomness import seed_everything
+from vae_cli.report import Reporter
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 TAGS = {
@@ -75,9 +77,12 @@ def test_one_seed_gives_equal_bits_and_another_does_not(tmp_path):
     assert len({summary["test/elbo"] for summary in (one, zero, other)}) == 3
 
 
-def test_watching_does_not_change_what_is_trained(tmp_path):
+def test_watching_does_not_change_what_is_trained(tmp_path, monkeypatch):
     """Validation, logging, pictures and checkpoints draw no random number of training."""
-    train(tmp_path / "often", *SHORT, "trainer.validate_every=0.2", "trainer.log_every=1")
+    monkeypatch.setattr(trainer, "DRAWING", math.inf)
+    with patch.object(Reporter, "pictures", autospec=True, side_effect=Reporter.pictures) as drawn:
+        train(tmp_path / "often", *SHORT, "trainer.validate_every=0.2", "trainer.log_every=1")
+    assert drawn.call_count > 5
     train(tmp_path / "never", *SHORT, "trainer.validate_every=100", "trainer.log_every=1000")
     assert equal(weights(tmp_path / "often"), weights(tmp_path / "never"))
 

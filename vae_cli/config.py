@@ -33,19 +33,18 @@ def validate(raw: Mapping[str, Any]) -> Config:
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was accepted with; they are plain, and what would be interpolated is refused.
+    """Return the settings that a run was accepted with.
 
     Raises:
         UserError: they cannot be read, or are no settings.
     """
     path = folder / SETTINGS
     try:
-        text = path.read_text()
-        found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml.safe_load(path.read_text())
+    except Exception as error:  # damaged text fails in as many ways as it has types
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
-    if not isinstance(found, dict) or not isinstance(found.get("data"), dict) or "${" in text:
-        raise UserError(f"{path}: holds no plain settings of a run")
+    if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+        raise UserError(f"{path}: holds no settings of a run")
     return found
 
 

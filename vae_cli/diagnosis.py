@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-FEW = 10  # validations below which a curve says nothing
+FEW = 8  # validations below which a curve says nothing
 LATE = 0.2  # the share of a run that counts as its end
 LEAST = 0.1  # nats that nobody needs to be told of
 RISING = 0.02  # share of the whole climb that a run still gains at its end while it has not converged

@@ -6,6 +6,7 @@ torch is imported only once the settings have been accepted.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -285,7 +286,7 @@ def _write(session: Session, found: dict[str, Any]) -> None:
     if any(before.get(f"{split}/{key}") != value for key, value in stamp.items()):
         before = {key: value for key, value in before.items() if not key.startswith(f"{split}/")}
     now = {f"{split}/{key}": value for key, value in (plain(found) | about).items()}
-    with whole(path) as partial:
+    with whole(path, f".{os.getpid()}") as partial:
         partial.write_text(json.dumps(before | now, indent=2) + "\n")
 
 

@@ -133,7 +133,7 @@ def settings_of(folder: Path, *, trust: Trust = False, data: str | None = None) 
     """
     path = folder / SETTINGS
     if not path.is_file():
-        jobs = sorted(str(each.parents[1]) for each in folder.glob("*/.hydra/config.yaml"))
+        jobs = sorted(str(each.parents[1]) for each in folder.glob(f"*/{SETTINGS}"))
         hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
         raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
     raw = stored(folder)

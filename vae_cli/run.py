@@ -84,6 +84,7 @@ def _train(
             trainer.hopeless = _rule(config, folder, dataset, trainer)
         if last is not None:
             trainer.load_state_dict(last, best)
+            trainer.kept = trainer.step
         if accepted is not None:
             accepted()
         _introduce(config, dataset, vae, trainer, reporter, folder)
@@ -282,7 +283,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         reporter.warn(line)
     settings = flat(config.plain)
     watched = results["valid" if trainer.valid is not None else "train"]
-    reporter.pictures(trainer.step, vae, trainer.watched, watched.kl_by_dimension)
+    reporter.pictures(trainer.step + 1, vae, trainer.watched, watched.kl_by_dimension)  # void if the run goes on
     reporter.finish(summary, settings, trainer.step, note)
     reporter.attempt("figures", lambda: reporter.figures(vae, shown, shown_result))
     reporter.attempt("the Projector's codes", lambda: reporter.codes(trainer.step, vae, shown))

@@ -207,7 +207,7 @@ class StagesLR(ConstantLR):
 class PlateauLR(ConstantLR):
     """Multiplied by `factor` whenever `patience` validations in a row bring no better ELBO."""
 
-    def __init__(self, *, patience: int = 10, factor: float = 0.5, min: float = 0.01, epochs: float = 0.0):
+    def __init__(self, *, patience: int = 5, factor: float = 0.5, min: float = 0.01, epochs: float = 0.0):
         super().__init__(epochs=epochs)
         self.patience, self.fall, self.min = patience, factor, min
         self.best, self.waited, self.current = -math.inf, 0, 1.0

@@ -453,7 +453,7 @@ class Trainer(Settings):
     log_likelihood_examples: Count | None
     validate_every: Positive
     on_nan: Literal["stop", "skip", "rollback"]
-    checkpoint_every: Count | Annotated[str, Field(pattern=EVERY)]
+    checkpoint_every: Literal["auto"] | Count | Annotated[str, Field(pattern=EVERY)]
     log_every: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
     resident: bool | Literal["auto"]

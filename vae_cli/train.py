@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
-from vae_cli.disk import SETTINGS
+from vae_cli.disk import SETTINGS, whole
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
 from vae_cli.interruption import Interrupted
 
@@ -271,8 +271,8 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
         ("overrides", [each for each in dict.fromkeys(typed) if not each.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
-        OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml.partial")
-        (folder / ".hydra" / f"{name}.yaml.partial").replace(folder / ".hydra" / f"{name}.yaml")
+        with whole(folder / ".hydra" / f"{name}.yaml") as partial:
+            OmegaConf.save(OmegaConf.create(content), partial)
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:
@@ -302,6 +302,8 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
             f"resume={folder}: its data.{key} would run a command; if you trust it, go on with the whole command of "
             f"the run and hydra.run.dir={folder} resume=auto"
         )
+    if "${" in str(settings):
+        raise UserError(f"{folder / SETTINGS}: holds ${{…}}, which would be read as an interpolation")
     own = OmegaConf.create(settings)
     for override in HydraConfig.get().overrides.task:
         key = override.split("=", 1)[0].lstrip("+~")

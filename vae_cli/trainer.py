@@ -30,8 +30,8 @@ COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
 PICTURES = 10  # times in a run, at most, that pictures go to TensorBoard on the way
-DRAWING = 0.005  # of the time that training takes, at most, goes into them
-FIRST_PICTURES = 0.02  # seconds that they are taken to cost before any were drawn
+DRAWING = 0.005  # of the time that training takes may have gone into them when they are drawn again
+FIRST_DRAWING = 0.02  # seconds that are taken to have gone into them at the start
 
 
 class Diverged(UserError):
@@ -85,7 +85,7 @@ class Trainer:
         self.shares = (settings.accumulate, parallel.count())
         refuse_uneven(self.batch_size, *self.shares)
         self.steps_per_epoch = epoch_length(settings, len(self.train))
-        self.checkpoint_every = every(settings.checkpoint_every)
+        self.checkpoint_every = pace_of_checkpoints(settings)
         self.total = settings.steps or settings.epochs * self.steps_per_epoch
         self.stepper = Step(
             vae=vae, objective=objective, optimizer=optimizer, kl=kl, data=self.train, settings=settings
@@ -99,7 +99,7 @@ class Trainer:
         self.since, self.since_step = time.perf_counter(), 0
         self.next_agreement, self.time_is_up = 0, False
         self.kept: int | None = None
-        self.drawing = FIRST_PICTURES
+        self.drawing = FIRST_DRAWING
 
     @property
     def epoch(self) -> float:
@@ -237,7 +237,7 @@ class Trainer:
         draws = randomness.state_dict(self.device)
         self.load_state_dict(copy.deepcopy(self.good), self.best)
         randomness.load_state_dict(draws, self.device)
-        self.rollbacks, self.lr = rollbacks, lr
+        self.rollbacks, self.lr, self.next_agreement = rollbacks, lr, self.step
         self.reporter.rewind(self.step)
         self.since, self.since_step = time.perf_counter(), self.step
         self.reporter.warn(
@@ -360,8 +360,7 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
-        self.step = self.kept = state["step"]
-        self.seconds = state["seconds"]
+        self.step, self.seconds = state["step"], state["seconds"]
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
             best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]
@@ -386,6 +385,12 @@ def refuse_uneven(batch: int, parts: int, ranks: int) -> None:
         among = " × ".join([f"{ranks} ranks"] * (ranks > 1) + [f"trainer.accumulate={parts}"] * (parts > 1))
         near = ", ".join(str(size) for size in (batch - left, batch - left + parts * ranks) if size)
         raise UserError(f"trainer.batch_size={batch}: does not divide among {among}; {near} are allowed")
+
+
+def pace_of_checkpoints(settings: TrainerSettings) -> tuple[float, str]:
+    """Return how much of what passes between two checkpoints; where a run may go back to one, not by the clock."""
+    by_itself = "1000 steps" if settings.on_nan == "rollback" else "1 minute"
+    return every(by_itself if settings.checkpoint_every == "auto" else settings.checkpoint_every)
 
 
 def epoch_length(settings: TrainerSettings, n: int) -> int:

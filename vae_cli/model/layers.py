@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vae_cli.errors import UserError
 
-FEW = 4  # output channels up to which a transposed convolution on the CPU leaves oneDNN
+FEW = 4  # output channels up to which a transposed convolution on the CPU leaves oneDNN,
+THREADS = 4  # where there are no more than so many
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -75,17 +76,23 @@ class ConvTranspose(nn.ConvTranspose2d):
     """A transposed convolution; one of few outputs takes, on the CPU, torch's other kernel, which is faster there.
 
     oneDNN computes these a vector of outputs at a time, most of which are then thrown away: 32 → 1 channels to 28×28
-    pixels take it three times as long, 32 → 3 twice, 32 → 8 no longer.
+    pixels take it three times as long, 32 → 3 twice, 32 → 8 no longer. It gains more from many threads, though.
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Map x [B, C, H, W] to [B, outputs, about twice H, about twice W]."""
-        plain = x.device.type != "cpu" or self.out_channels > FEW or torch.is_autocast_enabled("cpu")
-        if plain or output_size is not None or torch.compiler.is_exporting():
+        if output_size is not None or not self._takes_other(x):
             return super().forward(x, output_size)
         shape, extra = (self.kernel_size, self.bias, self.stride, self.padding), self.output_padding
         y: Tensor = torch.ops.aten.slow_conv_transpose2d(x, self.weight, *shape, extra, self.dilation)
         return y
+
+    def _takes_other(self, x: Tensor) -> bool:
+        """Whether the other kernel is faster for this input, and knows it: it is blind to vmap, export and autocast."""
+        faster = x.device.type == "cpu" and self.out_channels <= FEW and torch.get_num_threads() <= THREADS
+        known = x.ndim == 4 and x.shape[0] > 0 and self.groups == 1 and not torch.is_autocast_enabled("cpu")
+        outside = torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+        return faster and known and not outside
 
 
 class Condition(nn.Module):
