@@ -294,6 +294,8 @@ def present(name: str) -> bool:
 def measure(case: Case, names: list[str], repeats: int) -> dict[str, list[float]]:
     """Return examples/s of each rival, the repeats alternating; a first round, which imports things, does not count."""
     rates: dict[str, list[float]] = {name: [] for name in names}
+    if case.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for repeat in range(-1, repeats):
         for name in names:
             gc.collect()

@@ -123,3 +123,21 @@ def test_the_faster_transposed_convolution_is_torchs_own(outputs, extra):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_leaves_a_network_of_bfloat16_products_is_not_rounded(name):
+    model = build(name, (8, 8))
+    z = torch.randn(3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.decode(z, None)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(found, model.decode(z, None), atol=0.05, rtol=0.05)
+
+
+def test_the_faster_transposed_convolution_leaves_vmap_to_torchs_own():
+    layer = ConvTranspose(6, 1, 4, stride=2, padding=1)
+    x = torch.randn(2, 5, 6, 7, 8)
+    torch.testing.assert_close(torch.func.vmap(layer)(x), torch.stack([layer(each) for each in x]))
+    assert layer(x[0][:0]).shape == (0, 1, 14, 16)

@@ -63,7 +63,7 @@ def test_ranks_train_what_one_process_would(tmp_path, alone, count, names):
 
 def test_a_run_of_two_ranks_is_one_run_and_goes_on_with_one(tmp_path):
     run = tmp_path / "run"
-    arguments = ["-m", "vae_cli.train", *SMALL, "trainer.log_every=5", "trainer.steps=20"]
+    arguments = ["-m", "vae_cli.train", *SMALL, "trainer.log_every=5", "trainer.validate_every=2", "trainer.steps=20"]
     said, code = torchrun("--standalone", "--nproc-per-node=2", *arguments, f"hydra.run.dir={run}")
     assert code == 0, said
     assert said.count("report: ") == 1

@@ -34,6 +34,11 @@ class Gaussian(Normal):
         """Draw loc + scale · ε [*sample_shape, *batch], with gradients."""
         return self.loc + self.scale * randomness.normal(self._extended_shape(sample_shape), self.loc)
 
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw without gradients, for the whole batch; torch's own asks the device whether the scales are positive."""
+        return self.loc + self.scale * self.loc.new_empty(self._extended_shape(sample_shape)).normal_()
+
 
 class FullGaussian(MultivariateNormal):
     """torch's MultivariateNormal, its draws likewise."""
@@ -89,7 +94,8 @@ class GaussianMixture(Distribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a component, then z [*sample_shape, D]; without gradients."""
         index = Categorical(logits=self.log_weights, validate_args=False).sample(sample_shape)
-        return torch.normal(self.loc[index], self.scale[index])
+        loc, scale = self.loc[index], self.scale[index]
+        return loc + scale * torch.randn_like(loc)
 
 
 def mixture(components: Distribution, logits: Tensor | None = None) -> Distribution:

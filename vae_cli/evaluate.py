@@ -53,13 +53,14 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: something the person can mend.
     """
-    from vae_cli.machine import prepare_compiler
+    from vae_cli.machine import allow_tf32, prepare_compiler
     from vae_cli.trainer import choose_device
 
     if "fid" in settings.metrics:
         _require_fid()
     if settings.compile:
         prepare_compiler()
+    allow_tf32(False)
     session = Session(settings, Path(settings.run), choose_device(settings.device, "device"))
     found: dict[str, Any] = {}
     failed: list[str] = []

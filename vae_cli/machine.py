@@ -40,6 +40,12 @@ def free_memory() -> int:
     return min(free)
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Say whether CUDA may compute fp32 products in TensorFloat-32; torch's own default lets convolutions, unasked."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def prepare_compiler() -> None:
     """Let torch.compile draw what eager code would, and forget what earlier jobs of the process compiled."""
     import torch._inductor.config as inductor

@@ -112,16 +112,17 @@ def fork(seed: int, device: torch.device) -> Iterator[None]:
         _set_device_state(on_device, device)
 
 
-def _device_state(device: torch.device) -> torch.Tensor | None:
+def _device_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of a device's own generator under the device's kind; nothing for the CPU."""
     if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.mps.get_rng_state() if device.type == "mps" else None
+        return {"cuda": torch.cuda.get_rng_state(device)}
+    return {"mps": torch.mps.get_rng_state()} if device.type == "mps" else {}
 
 
-def _set_device_state(state: torch.Tensor | None, device: torch.device) -> None:
-    if state is None:
+def _set_device_state(states: dict[str, Tensor], device: torch.device) -> None:
+    if device.type not in states:
         return
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state.cpu(), device)
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
     elif device.type == "mps":
-        torch.mps.set_rng_state(state.cpu())
+        torch.mps.set_rng_state(states["mps"].cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from vae_cli.config import flat
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
-from vae_cli.machine import memory_told, prepare_compiler, usable_threads
+from vae_cli.machine import allow_tf32, memory_told, prepare_compiler, usable_threads
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of, refuse_others
 from vae_cli.pruning import MedianRule
@@ -53,7 +54,11 @@ def train(
     device = choose_device(config.trainer.device)
     parallel.start(device)
     with locked(folder) if parallel.rank() == 0 else nullcontext(), memory_told(), parallel.losses_told():
-        return _train(config, folder, device, resume, sweeping, accepted)
+        try:
+            return _train(config, folder, device, resume, sweeping, accepted)
+        finally:
+            if device.type == "cuda":
+                gc.collect()  # what a job of a sweep held of the device is the next one's
 
 
 def _train(
@@ -203,9 +208,7 @@ def _set_up_process(config: Config) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:  # the call imports the compiler
         torch.use_deterministic_algorithms(config.trainer.deterministic)
-    tf32 = config.trainer.precision != "fp32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32  # torch's own default lets convolutions use it, unasked
+    allow_tf32(config.trainer.precision != "fp32")
     torch.set_num_threads(usable_threads() if config.trainer.threads == "auto" else config.trainer.threads)
     if config.trainer.compile:
         prepare_compiler()

@@ -10,14 +10,16 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vae_cli import parallel, randomness
 from vae_cli.data import Resident
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 from vae_cli.objective import Objective, Terms
 from vae_cli.optimizer import Adam
 from vae_cli.schedule import Constant
@@ -41,11 +43,11 @@ class Loss(torch.nn.Module):
     def __init__(self, vae: VAE, objective: Objective, free_bits: float, *, compiled: bool):
         super().__init__()
         self.vae, self.objective, self.free_bits = vae, objective, free_bits
-        self.terms: Callable[..., Terms] = torch.compile(self._terms) if compiled else self._terms
+        self.terms: Callable[..., Terms] = torch.compile(Loss._terms) if compiled else Loss._terms
 
     def forward(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
         """Return the terms of x [B, *shape] and labels y under a KL weight [] and a KL target [] or None."""
-        return self.terms(x, y, weight, target)
+        return self.terms(self, x, y, weight, target)
 
     def _terms(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
         return self.objective(self.vae, x, y, weight=weight, free_bits=self.free_bits, target=target)
@@ -132,7 +134,7 @@ class Step:
     def reset(self) -> None:
         """Forget what was captured: the tensors that it worked on may be others now."""
         self._set.clear()
-        self._graph = Graph(self._run) if self.graphs else None
+        self._graph = Graph() if self.graphs else None
 
     @property
     def graphs(self) -> bool:
@@ -166,7 +168,10 @@ class Step:
                 self._fill(group["lr"], rate)
             else:
                 group["lr"] = torch.tensor(rate, device=self.device) if self._graph else rate
-        (self._graph or self._run)(index)
+        if self._graph is not None:
+            self._graph(self._run, index)
+        else:
+            self._run(index)
         self.summed += 1
 
     def _fill(self, tensor: Tensor, value: float) -> None:
@@ -243,35 +248,51 @@ class Step:
         return dict(zip(self.tracked, means, strict=True)), norm, weight, int(skipped)
 
 
-class Graph:
-    """Runs a function of an index a few times, then captures it in a CUDA graph and replays that.
+def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """Return the graph of what a function launches; distributions do not check their arguments meanwhile.
 
-    Args:
-        run: launches kernels on static memory, and returns nothing.
+    Raises:
+        UserError: it waits for the device, which a graph cannot.
     """
+    graph, checks = torch.cuda.CUDAGraph(), Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(
+            f"trainer.cuda_graph: the step cannot be captured, some part of it waits for the device "
+            f"({first_line(error)}); trainer.cuda_graph=false is allowed"
+        ) from error
+    finally:
+        Distribution.set_default_validate_args(checks)
+    return graph
 
-    def __init__(self, run: Callable[[Tensor], None]):
-        self.run = run
+
+class Graph:
+    """Runs a function of an index a few times, then captures it in a CUDA graph and replays that."""
+
+    def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.stream, self.ran = torch.cuda.Stream(), 0
 
-    def __call__(self, index: Tensor) -> None:
-        """Run on an index of the size that all have."""
+    def __call__(self, run: Callable[[Tensor], None], index: Tensor) -> None:
+        """Run what launches kernels on static memory, and returns nothing, on an index of the size that all have."""
         if self.graph is None and self.ran < WARM_UP:
-            self._aside(index)
+            self._aside(run, index)
             return
         if self.graph is None:
             self.index = index.clone()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.run(self.index)
+            self.graph = captured(partial(run, self.index))
         self.index.copy_(index)
         self.graph.replay()
 
-    def _aside(self, index: Tensor) -> None:
+    def _aside(self, run: Callable[[Tensor], None], index: Tensor) -> None:
         """Run on a stream of its own, so that lazily made workspaces are there when the capture begins."""
         self.ran += 1
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            self.run(index)
+            run(index)
         torch.cuda.current_stream().wait_stream(self.stream)

@@ -95,15 +95,23 @@ class Streamed(Resident):
     def _stored(self, index: Tensor | slice) -> Batch:
         expected = self.ahead.pop(index.data_ptr(), None) if isinstance(index, Tensor) else None
         found = self._gather(index) if expected is None else expected.result()
-        x, y = (part if part is None else part.to(self.device, non_blocking=True) for part in found)
+        x, y = (
+            part if part is None else part.to(self.device, non_blocking=self.device.type == "cuda") for part in found
+        )
         assert x is not None
         return x, y
 
     def _gather(self, index: Tensor | slice) -> Batch:
-        x, y = super()._stored(index)
+        x, y = super()._stored(index.cpu() if isinstance(index, Tensor) else index)
         if self.device.type != "cuda":
             return x, y
         return x.pin_memory(), None if y is None else y.pin_memory()
+
+
+def free_on(device: torch.device) -> int:
+    """Return the bytes of memory that a CUDA device could still give, torch's own reserve included."""
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
 
 
 def place(examples: Examples, transform: Transform, device: torch.device, resident: bool | str = "auto") -> Resident:
@@ -117,7 +125,7 @@ def place(examples: Examples, transform: Transform, device: torch.device, reside
     size = sum(part.numel() * part.element_size() for part in (examples.x, examples.y) if part is not None)
     in_file = isinstance(examples.x, Mapped)
     if resident == "auto":
-        resident = not in_file if device.type != "cuda" else size < ROOM * torch.cuda.mem_get_info(device)[0]
+        resident = not in_file if device.type != "cuda" else size < ROOM * free_on(device)
     elif resident and in_file and device.type != "cuda" and size > (free := free_memory()):
         raise UserError(
             f"trainer.resident=true: the examples need {size / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free; "

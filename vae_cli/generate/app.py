@@ -59,7 +59,9 @@ def generate(settings: Generate) -> list[Path]:
 
     from vae_cli.api import load
     from vae_cli.generate import tasks
+    from vae_cli.machine import allow_tf32
 
+    allow_tf32(False)
     model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data)
     name = settings.task.target.removeprefix(PREFIX)
     torch.manual_seed(settings.seed)

@@ -7,7 +7,17 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vae_cli.model.layers import ACTIVATIONS, Condition, ConvTranspose, dense, halvings, join, picture_shape, width
+from vae_cli.model.layers import (
+    ACTIVATIONS,
+    Condition,
+    ConvTranspose,
+    ConvTransposeReadout,
+    dense,
+    halvings,
+    join,
+    picture_shape,
+    width,
+)
 
 
 class Conv(nn.Module):
@@ -80,6 +90,7 @@ def _up(channels: Sequence[int], sizes: Sequence[tuple[int, int]], activation: s
         last = len(layers) // 2 == len(channels) - 2
         extra = (large[0] - 2 * small[0], large[1] - 2 * small[1])
         n_out = n_out if last else width(n_out, activation)
-        layers.append(ConvTranspose(n_in, n_out, 4, stride=2, padding=1, output_padding=extra))
+        kind = ConvTransposeReadout if last else ConvTranspose
+        layers.append(kind(n_in, n_out, 4, stride=2, padding=1, output_padding=extra))
         layers += [] if last else [ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from vae_cli.distribution import Gaussian, kl_by_dimension
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
-from vae_cli.model.layers import dense, picture_shape
+from vae_cli.model.layers import Readout, dense, picture_shape
 from vae_cli.model.mlp import MLP
 
 FLOOR = 1e-3  # smallest scale of a lower layer
@@ -70,7 +70,7 @@ class Ladder(nn.Module):
         self.body = kind(latent_dim=below[0], hidden=[hidden[0]] * depth, **stem, **given)
         widths = [self.body.features, *hidden[1:]]
         self.up = nn.ModuleList(dense([a, *[b] * depth], activation) for a, b in pairwise(widths))
-        self.statistics = nn.ModuleList(nn.Linear(w, 2 * d) for w, d in zip(widths, below, strict=False))
+        self.statistics = nn.ModuleList(Readout(w, 2 * d) for w, d in zip(widths, below, strict=False))
         above = [*below[1:], latent_dim]
         self.down = nn.ModuleList(
             nn.Sequential(dense([d, *[w] * depth], activation), nn.Linear(w, 2 * into))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,29 @@ def halvings(size: tuple[int, int], stages: int, model: str) -> list[tuple[int, 
     return sizes
 
 
+class Unrounded(nn.Module):
+    """Before a kind of layer: its products stay in fp32 where others are of lower precision.
+
+    What leaves the network is to be exact: a mean in bfloat16 would be off by half a grey level.
+    """
+
+    def forward(self, *given: Any) -> Any:
+        """Map x as the layer does."""
+        kind = given[0].device.type
+        if not torch.is_autocast_enabled(kind):
+            return super().forward(*given)
+        with torch.autocast(kind, enabled=False):
+            return super().forward(given[0].float(), *given[1:])
+
+
+class Readout(Unrounded, nn.Linear):
+    """A linear layer in fp32."""
+
+
+class ConvReadout(Unrounded, nn.Conv2d):
+    """A convolution in fp32."""
+
+
 class ConvTranspose(nn.ConvTranspose2d):
     """A transposed convolution; one of few outputs takes, on the CPU, torch's other kernel, which is faster there.
 
@@ -93,6 +117,10 @@ class ConvTranspose(nn.ConvTranspose2d):
         known = x.ndim == 4 and x.shape[0] > 0 and self.groups == 1 and not torch.is_autocast_enabled("cpu")
         outside = torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
         return faster and known and not outside
+
+
+class ConvTransposeReadout(Unrounded, ConvTranspose):
+    """A transposed convolution in fp32."""
 
 
 class Condition(nn.Module):

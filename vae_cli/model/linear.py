@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from vae_cli.model.layers import join
+from vae_cli.model.layers import Readout, join
 
 
 class Linear(nn.Module):
@@ -26,7 +26,7 @@ class Linear(nn.Module):
         super().__init__()
         self.shape, self.outputs = tuple(shape), outputs
         self.features = prod(shape) + condition_dim
-        self.readout = nn.Linear(latent_dim + condition_dim, outputs * prod(shape))
+        self.readout = Readout(latent_dim + condition_dim, outputs * prod(shape))
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Return x [B, *shape] and c [B, C] as features [B, F]."""

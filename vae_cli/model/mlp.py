@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from vae_cli.model.layers import dense, join
+from vae_cli.model.layers import Readout, dense, join
 
 
 class MLP(nn.Module):
@@ -39,7 +39,7 @@ class MLP(nn.Module):
         self.features = hidden[-1]
         self.encoder = dense([prod(shape) + condition_dim, *hidden], activation)
         self.decoder = dense([latent_dim + condition_dim, *reversed(hidden)], activation)
-        self.readout = nn.Linear(hidden[0], outputs * prod(shape))
+        self.readout = Readout(hidden[0], outputs * prod(shape))
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Map x [B, *shape] and c [B, C] to features [B, F]."""

@@ -8,7 +8,7 @@ from math import gcd
 
 from torch import Tensor, nn
 
-from vae_cli.model.layers import ACTIVATIONS, Condition, halvings, join, picture_shape, width
+from vae_cli.model.layers import ACTIVATIONS, Condition, ConvReadout, halvings, join, picture_shape, width
 
 
 class Block(nn.Module):
@@ -24,7 +24,7 @@ class Block(nn.Module):
         return self.skip(x) + self.body(x)
 
 
-def _layer(n_in: int, n_out: int, activation: str) -> list[nn.Module]:
+def _layer(n_in: int, n_out: int, activation: str, kind: type[nn.Conv2d] = nn.Conv2d) -> list[nn.Module]:
     """Normalise, activate, convolve; a gate doubles its input first, by a 1×1 map."""
     grown = width(n_in, activation)
     gate = [nn.Conv2d(n_in, grown, 1)] if grown != n_in else []
@@ -32,7 +32,7 @@ def _layer(n_in: int, n_out: int, activation: str) -> list[nn.Module]:
         nn.GroupNorm(gcd(8, n_in), n_in),
         *gate,
         ACTIVATIONS[activation](),
-        nn.Conv2d(n_in, n_out, 3, padding=1),
+        kind(n_in, n_out, 3, padding=1),
     ]
 
 
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         self.down = _down(channels, blocks, activation)
         self.expand = nn.Linear(latent_dim + condition_dim, self.features)
         self.up = _up(channels, sizes, blocks, activation)
-        self.readout = nn.Sequential(*_layer(channels[0], first * outputs, activation))
+        self.readout = nn.Sequential(*_layer(channels[0], first * outputs, activation, ConvReadout))
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Map x [B, *shape] and c [B, C] to features [B, F]."""

@@ -75,7 +75,7 @@ def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tenso
     """Return means of p(x|z) for draws of the prior, labels taken from the data: [rows, columns, *shape]."""
     n, y = rows * columns, data.examples.y
     if y is not None:
-        y = y[torch.arange(n, device=y.device) % min(n, len(y))]
+        y = y[torch.arange(n, device=y.device) % min(n, len(y))].to(data.device)
     return vae.sample(n, y).view(rows, columns, *vae.shape)
 
 
@@ -138,9 +138,9 @@ def class_samples(vae: VAE, data: Resident, spec: Spec, columns: int = 12, most:
     y = data.examples.y
     assert y is not None
     if spec.classes:
-        kinds = torch.arange(min(spec.classes, most), device=y.device)
+        kinds = torch.arange(min(spec.classes, most), device=data.device)
         names = list((spec.names or ())[: len(kinds)])
     else:
-        kinds, names = y[:10], [f"example {k}" for k in range(len(y[:10]))]
+        kinds, names = y[:10].to(data.device), [f"example {k}" for k in range(len(y[:10]))]
     x = vae.sample(len(kinds) * columns, kinds.repeat_interleave(columns, 0))
     return x.view(len(kinds), columns, *x.shape[1:]), names
