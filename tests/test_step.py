@@ -1,19 +1,22 @@
 """Fast paths give what the plain ones give."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributions import Distribution
 
 from tests.conftest import TINY, configure, train
 from vae_cli import parts
 from vae_cli.data.pixels import bernoulli
 from vae_cli.data.resident import Resident, Streamed, place
+from vae_cli.errors import UserError
 from vae_cli.likelihood import BernoulliElements
 from vae_cli.machine import usable_threads
 from vae_cli.optimizer import Adam, AdamW
-from vae_cli.step import Step
+from vae_cli.step import Step, captured
 
 CPU = torch.device("cpu")
 
@@ -177,3 +180,19 @@ def test_threads_are_those_granted(monkeypatch, tmp_path):
     assert usable_threads() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     assert usable_threads() == 64
+
+
+def test_a_step_that_no_graph_can_hold_is_told(monkeypatch):
+    """CUDA's part is played by stand-ins; tests/test_devices.py has the real one."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    before, seen = Distribution._validate_args, []
+
+    def waits():
+        seen.append(Distribution._validate_args)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(UserError, match=r"trainer\.cuda_graph: the step cannot be captured.*false is allowed"):
+        captured(waits)
+    assert seen == [False]
+    assert Distribution._validate_args == before
