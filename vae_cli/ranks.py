@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 
@@ -34,6 +35,18 @@ def adopt_tasks() -> None:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def leave() -> None:
+    """End the process of a rank above the first, its work done, without Python's own end.
+
+    A thread of gloo's that lets go of a tensor while Python ends is stopped by force, which C++ answers with an abort:
+    torchrun would take that for a failure, and end the first rank while it draws its figures.
+    """
+    if rank() > 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def code() -> str:

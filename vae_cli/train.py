@@ -42,6 +42,7 @@ def main() -> None:
             raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
 
     guarded("vae-train", body)
+    ranks.leave()
 
 
 def _run() -> None:
