@@ -30,7 +30,7 @@ COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
 PICTURES = 10  # times in a run, at most, that pictures go to TensorBoard on the way
-DRAWING = 0.005  # of the time that training takes may have gone into them when they are drawn again
+DRAWING = 0.004  # of the time that training takes may have gone into them when they are drawn again
 FIRST_DRAWING = 0.02  # seconds that are taken to have gone into them at the start
 
 
