@@ -23,6 +23,7 @@ RESULTS = Path(__file__).parent / "results" / "growth.md"
 SMALL = ["data=synthetic", "data.n=2000", "data.shape=[12,12]", "trainer.log_likelihood_samples=0"]
 STEPS = 10_000
 JOBS = 20
+AT_LEAST = 128 * 300  # examples gathered in each repeat, over several epochs where there are fewer
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 
 
@@ -77,8 +78,8 @@ def over_size() -> dict[int, float]:
         x = torch.randint(0, 256, (n, 28, 28), dtype=torch.uint8)
         data = Resident(Examples(x), pixels.transform("bernoulli", 256), torch.device("cpu"))
         times = []
-        for epoch in range(5):
-            order = data.order(1, epoch)[: 128 * 300].split(128)
+        for epoch in range(5 * max(1, AT_LEAST // n)):
+            order = data.order(1, epoch)[:AT_LEAST].split(128)
             start = time.perf_counter()
             for index in order:
                 data.batch(index)
