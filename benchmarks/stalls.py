@@ -19,13 +19,12 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.throughput import machine, quiet
+from benchmarks.throughput import RESULTS, machine, quiet
 from vae_cli import run
 from vae_cli.config import compose
 from vae_cli.report import Reporter
 from vae_cli.trainer import Trainer
 
-RESULTS = Path(__file__).parent / "results"
 CASES = {
     "vae-train": (),
     "vae-train data=mnist": ("data=mnist",),

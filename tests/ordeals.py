@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import time
 from collections import Counter
@@ -170,6 +171,12 @@ class Probe(Callback):
         with self.path.open("a") as file:
             file.write(json.dumps(held) + "\n")
         self.jobs.append(job_return)
+
+
+def full_after(size: int) -> None:
+    """Let no file of this process grow beyond so many bytes: what a full disk does, told by the same error."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def draw_every(jobs: int) -> None:

@@ -4,9 +4,7 @@ import json
 import math
 import os
 import random
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, TINY, command, configure, train
-from tests.ordeals import assert_same, equal, history, numbers, soak, survive, weights
+from tests.ordeals import assert_same, equal, full_after, history, numbers, soak, survive, weights
 from tests.processes import Command, wait_for
 from vae_cli import checkpoint
 from vae_cli.errors import UserError
@@ -188,12 +186,6 @@ def test_a_sweep_runs_only_what_is_missing_and_lists_what_failed(tmp_path):
     assert second.stdout.count("finished already: ") == 1
     assert second.stdout.count("going on at step 2") == 1
     assert second.stderr.splitlines()[-2:] == last
-
-
-def full_after(size):
-    """Let no file of this process grow beyond so many bytes: what a full disk does, told by the same error."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_full_disk_is_told_by_the_files_name_and_spares_the_earlier_checkpoint(tmp_path):
