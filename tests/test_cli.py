@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -102,6 +103,17 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_the_undisturbed_
     resumed = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert resumed["steps"] == 1500
     assert resumed["test/elbo"] == whole["test/elbo"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 1), ("SIGINT", -signal.SIGINT)])
+def test_a_command_that_is_ending_is_not_interrupted(tmp_path, name, code):
+    """Such a SIGTERM comes from torchrun, when another rank was lost; such a Ctrl-C from an impatient person."""
+    program = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.{name})\n"
+    program += "from vae_cli import train; train.main()"
+    start = [sys.executable, "-c", program, "trainer.epochs=-1"]
+    done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr == "vae-train: error: trainer.epochs=-1: at least 1 is allowed\n"
 
 
 def readme_blocks():

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vae_cli.errors import UserError, one_line
-from vae_cli.interruption import RESUMABLE, Interrupted
+from vae_cli.interruption import RESUMABLE, Interrupted, ending
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
@@ -38,7 +38,10 @@ def guarded(name: str, body: Callable[[], object]) -> None:
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
     try:
-        body()
+        try:
+            body()
+        finally:
+            ending()
     except BrokenPipeError:  # `vae-train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ERRORS as error:

@@ -14,6 +14,16 @@ class Interrupted(KeyboardInterrupt):
     """Training stopped on request, and is saved."""
 
 
+def ending() -> None:
+    """From here on a signal interrupts nothing: the process ends, and ends with the exit code it has.
+
+    Raised while Python ends, an interruption would be printed as a traceback. Ctrl-C still stops at once, in silence.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+
 class Interruption:
     """Within the block, the first signal becomes a wish that the loop grants after its step, once all is saved.
 
