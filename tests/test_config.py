@@ -115,10 +115,14 @@ WRONG = {
         "trainer.early_stopping: has no effect with data.valid=0; give validation examples"
     ),
     ("trainer.prune=3", "data.valid=0"): "trainer.prune: has no effect with data.valid=0; give validation examples",
+    ("kl.weight=0", "kl=free_bits"): "kl.free_bits=0.25: has no effect with kl.weight=0; 0 is allowed",
+    ("experiment=sonderby2016_ladder", "trainer.steps=10"): (
+        "kl.warmup: required beside trainer.steps; it is a share of trainer.epochs"
+    ),
     ("trainer.prune=0",): "trainer.prune=0: at least 1 is allowed",
     ("score=test/elbo",): "score=test/elbo: 'valid/elbo' or 'valid/log_likelihood' is allowed",
     ("score=valid/log_likelihood", "data.valid=0"): (
-        "score=valid/log_likelihood: needs validation examples; data.valid=0 leaves none"
+        "score=valid/log_likelihood: has no effect with data.valid=0; give validation examples"
     ),
     ("score=valid/log_likelihood", "trainer.log_likelihood_samples=0"): (
         "score=valid/log_likelihood: needs trainer.log_likelihood_samples; at least 1 is allowed"

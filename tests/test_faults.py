@@ -311,6 +311,34 @@ def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(tmp_path, monk
         assert checkpoint.digest(states[0][key]) == checkpoint.digest(states[1][key])
 
 
+def test_a_skipped_step_changes_neither_average_nor_what_is_kept_beside_the_weights(tmp_path, monkeypatch):
+    settings = [*SHORT, "trainer.on_nan=skip", "trainer.ema=0.9", "likelihood=gaussian", "likelihood.scale=optimal"]
+    train(tmp_path / "seven", *settings, "trainer.steps=7")
+    poison(monkeypatch, [8])
+    train(tmp_path / "eight", *settings, "trainer.steps=8")
+    states = [checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("seven", "eight")]
+    for key in ("model", "averaged"):
+        assert checkpoint.digest(states[0][key]) == checkpoint.digest(states[1][key])
+
+
+def test_an_interval_of_skipped_steps_has_no_means_and_ends_nothing(tmp_path, monkeypatch):
+    poison(monkeypatch, [5, 6, 7, 8, 24])
+    summary = train(tmp_path, *SHORT, "trainer.on_nan=skip", "trainer.log_every=2", "trainer.steps=24")
+    assert math.isfinite(summary["test/elbo"])
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    logged = [line["step"] for line in history(tmp_path) if "train/kl_weight" in line]
+    assert logged == list(range(2, 25, 2))
+    assert [line["step"] for line in history(tmp_path) if "train/loss" in line] == [2, 4, *range(10, 25, 2)]
+
+
+def test_steps_that_are_skipped_for_ever_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("vae_cli.trainer.SKIPS", 6)
+    poison(monkeypatch, range(9, 1000))
+    with pytest.raises(UserError, match=r"loss or gradient of 8 steps in a row not finite by step 16; the checkpoint"):
+        train(tmp_path, *SHORT, "trainer.on_nan=skip", "trainer.validate_every=100")
+
+
 def test_nothing_changes_where_no_step_is_bad(tmp_path):
     train(tmp_path / "stop", *SHORT)
     for way in ("skip", "rollback"):
@@ -328,6 +356,18 @@ def test_a_run_that_diverges_goes_back_where_that_is_asked_for(tmp_path, monkeyp
     assert [line["step"] for line in found] == [4, 8, 12, 16, 20, 24]
     rates = [line["train/learning_rate"] for line in found]
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 5e-4, 5e-4])
+    train(tmp_path, *SHORT, "trainer.on_nan=rollback", "trainer.steps=32", "optimizer.lr=0.01", resume=True)
+    *_, last = (line["train/learning_rate"] for line in history(tmp_path) if "train/learning_rate" in line)
+    assert last == pytest.approx(5e-3)
+
+
+def test_a_run_that_goes_back_has_the_best_weights_of_then(tmp_path, monkeypatch):
+    poison(monkeypatch, [15])
+    scores = iter([-30.0, -20.0, -35.0, -33.0, -36.0, -34.0])  # at steps 5, 10, (15: back to 8,) 10, 15, 20, 24
+    monkeypatch.setattr("vae_cli.trainer.Trainer._score", lambda self, result: next(scores))
+    train(tmp_path, *SHORT, "trainer.on_nan=rollback", "trainer.validate_every=1")
+    best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")
+    assert (best["step"], best["score"]) == (5, -30.0)
 
 
 def test_a_run_that_never_stops_diverging_stops(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -23,8 +23,14 @@ DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebac
 ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
 
 
-def fraction(share: float, *, _root_: DictConfig) -> float:
-    """Return that share of the run's epochs: `${fraction:0.05}` in an option, so that schedules scale with the run."""
+def fraction(share: float, *, _root_: DictConfig, _node_: Node) -> float:
+    """Return that share of the run's epochs: `${fraction:0.05}` in an option, so that schedules scale with the run.
+
+    Raises:
+        UserError: the run's length is not given in epochs.
+    """
+    if _root_.trainer.steps is not None:
+        raise UserError(f"{_node_._get_full_key(None)}: required beside trainer.steps; it is a share of trainer.epochs")
     epochs = _root_.trainer.epochs
     return share * epochs if isinstance(epochs, (int, float)) else share  # a faulty one is told of later
 

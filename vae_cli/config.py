@@ -163,22 +163,28 @@ def _refuse_without_effect(config: Config) -> None:
             f"data.dequantize=true: contradicts data.binarize={config.data.binarize}; auto or none is allowed"
         )
     _refuse_contradictions(config)
-    if config.data.valid == 0 and config.trainer.early_stopping:
-        raise UserError("trainer.early_stopping: has no effect with data.valid=0; give validation examples")
-    if config.data.valid == 0 and config.lr_schedule.target.endswith("PlateauLR"):
-        raise UserError("lr_schedule=plateau: has no effect with data.valid=0; give validation examples")
-    if config.data.valid == 0 and config.trainer.prune:
-        raise UserError("trainer.prune: has no effect with data.valid=0; give validation examples")
-    if config.score == "valid/log_likelihood":
-        _refuse_unknown_score(config)
-
-
-def _refuse_unknown_score(config: Config) -> None:
-    """Refuse to return a log p(x) that nothing estimates."""
     if config.data.valid == 0:
-        raise UserError("score=valid/log_likelihood: needs validation examples; data.valid=0 leaves none")
-    if config.trainer.log_likelihood_samples == 0:
+        refuse_without_validation(config, "data.valid=0")
+    if config.score == "valid/log_likelihood" and config.trainer.log_likelihood_samples == 0:
         raise UserError("score=valid/log_likelihood: needs trainer.log_likelihood_samples; at least 1 is allowed")
+    if config.kl.weight == 0 and config.kl.free_bits > 0:
+        raise UserError(f"kl.free_bits={config.kl.free_bits:g}: has no effect with kl.weight=0; 0 is allowed")
+
+
+def refuse_without_validation(config: Config, why: str) -> None:
+    """Refuse what goes by validation examples where there are none, for the reason given.
+
+    Raises:
+        UserError: some setting does.
+    """
+    needing = {
+        "trainer.early_stopping": config.trainer.early_stopping,
+        "lr_schedule=plateau": config.lr_schedule.target.endswith("PlateauLR"),
+        "trainer.prune": config.trainer.prune,
+        "score=valid/log_likelihood": config.score == "valid/log_likelihood",
+    }
+    if found := [key for key, chosen in needing.items() if chosen]:
+        raise UserError(f"{found[0]}: has no effect with {why}; give validation examples")
 
 
 def _refuse_contradictions(config: Config) -> None:

@@ -71,7 +71,7 @@ def one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    text = str(error).strip()
+    text = str(error).strip().removeprefix("UserError raised while resolving interpolation: ")
     if (mark := getattr(error, "problem_mark", None)) is not None:
         return f"{mark.name}:{mark.line + 1}: no valid YAML ({getattr(error, 'problem', None) or text.splitlines()[0]})"
     if (override := getattr(error, "override", None)) and type(error).__name__ == "OverrideParseException":
@@ -90,7 +90,7 @@ def one_line(error: Exception) -> str:
         return f"{getattr(error, 'full_key', None) or text.split()[-1]}: required; nothing was given"
     if match := re.search(r"Could not find '([^']+)'", text):
         return f"{match[1]}: no such option"
-    return first_line(error)
+    return text.splitlines()[0] if text else first_line(error)
 
 
 def groups() -> list[str]:

@@ -53,14 +53,14 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: something the person can mend.
     """
-    from vae_cli.machine import allow_tf32, prepare_compiler
+    from vae_cli.machine import prepare_compiler, set_up
     from vae_cli.trainer import choose_device
 
     if "fid" in settings.metrics:
         _require_fid()
     if settings.compile:
         prepare_compiler()
-    allow_tf32(False)
+    set_up()
     session = Session(settings, Path(settings.run), choose_device(settings.device, "device"))
     found: dict[str, Any] = {}
     failed: list[str] = []
@@ -261,8 +261,9 @@ def _memory(error: Exception, settings: Evaluate, terminal: Terminal, name: str)
     Raises:
         UserError: memory ran out, and the line says what to lower.
     """
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+    from vae_cli.machine import is_out_of_memory
+
+    if is_out_of_memory(error):
         now = settings.batch_size or "chosen by a memory bound"
         raise UserError(f"out of memory: lower batch_size (now {now}), or take device=cpu") from error
     if DEBUGGING:

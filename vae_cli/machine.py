@@ -23,7 +23,7 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory ({first_line(error)}); lower trainer.batch_size, the width of the model or "
@@ -31,19 +31,27 @@ def memory_told() -> Iterator[None]:
         ) from error
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error, of Python's or torch's, means that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT)
+
+
 def free_memory() -> int:
     """Return the bytes of memory that this process could still take, as far as the system tells."""
-    free = [2**62]
-    if MEMORY.is_file():
-        lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
-        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    return min(free)
+    if not MEMORY.is_file():
+        return 2**62
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Say whether CUDA may compute fp32 products in TensorFloat-32; torch's own default lets convolutions, unasked."""
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
+def set_up(*, tf32: bool = False, threads: int | str = "auto") -> None:
+    """Say how many CPU threads compute, and whether CUDA may compute fp32 products in TensorFloat-32.
+
+    torch's own default lets convolutions, unasked.
+    """
+    torch.set_num_threads(usable_threads() if isinstance(threads, str) else threads)
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def prepare_compiler() -> None:

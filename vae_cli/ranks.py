@@ -23,11 +23,6 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
 
 
-def local_count() -> int:
-    """Return the number of these processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
-
-
 def adopt_tasks() -> None:
     """Where submitit runs a job in several tasks, on Slurm or here, make these the ranks."""
     tasks = max(int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "SUBMITIT_LOCAL_NTASKS"))

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from vae_cli import checkpoint, diagnosis, metrics, parallel
-from vae_cli.config import flat
+from vae_cli.config import flat, refuse_without_validation
 from vae_cli.data import Dataset, Resident
 from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
-from vae_cli.machine import allow_tf32, memory_told, prepare_compiler, usable_threads
+from vae_cli.machine import memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble, build, changed, load_dataset, name_of, refuse_others
 from vae_cli.pruning import MedianRule
@@ -69,9 +69,11 @@ def _train(
     sweeping: bool,
     accepted: Callable[[], None] | None,
 ) -> dict[str, Any]:
-    _set_up_process(config)
+    _set_up_process(config, device)
     with parallel.one_after_another():
         dataset = load_dataset(config)
+    if dataset.valid is None:
+        refuse_without_validation(config, f"data={name_of(config.data)}, which has no validation split here")
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
@@ -202,14 +204,15 @@ def _rule(config: Config, folder: Path, dataset: Dataset, trainer: Trainer) -> M
     )
 
 
-def _set_up_process(config: Config) -> None:
+def _set_up_process(config: Config, device: torch.device) -> None:
     """Set for each job anew what belongs to the process: nothing of one job of a sweep may leak into the next."""
+    if config.trainer.precision == "tf32" and device.type != "cuda":
+        raise UserError(f"trainer.precision=tf32: has no effect on {device.type}; fp32 or bf16 is allowed")
     if config.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.are_deterministic_algorithms_enabled() != config.trainer.deterministic:  # the call imports the compiler
         torch.use_deterministic_algorithms(config.trainer.deterministic)
-    allow_tf32(config.trainer.precision != "fp32")
-    torch.set_num_threads(usable_threads() if config.trainer.threads == "auto" else config.trainer.threads)
+    set_up(tf32=config.trainer.precision == "tf32", threads=config.trainer.threads)
     if config.trainer.compile:
         prepare_compiler()
 
@@ -247,8 +250,10 @@ def _introduce(
 
 
 def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Reporter) -> dict[str, Any]:
-    """Evaluate the chosen weights on every split, draw the figures, write the summary."""
+    """Evaluate the chosen weights on every split, in fp32 as vae-eval does, draw the figures, write the summary."""
     vae, device, spec = trainer.evaluated, trainer.device, dataset.spec
+    vae.products = torch.float32
+    set_up(threads=config.trainer.threads)
     note, epoch = f"last weights (epoch {trainer.epoch:g})", trainer.epoch
     if config.trainer.final == "best" and trainer.best is not None:
         vae.load_state_dict(trainer.best["model"])

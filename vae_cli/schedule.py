@@ -135,8 +135,8 @@ class ConstantLR:
         """Return what multiplies optimizer.lr."""
         return 1.0
 
-    def observe(self, elbo: float) -> None:
-        """Take note of a validation."""
+    def observe(self, score: float) -> None:
+        """Take note of a validation: of valid/elbo, or valid/bound where the objective has a tighter one."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
@@ -216,15 +216,15 @@ class PlateauLR(ConstantLR):
         """Return the factor that the validations so far have led to."""
         return self.current
 
-    def observe(self, elbo: float) -> None:
-        """Count a validation without a better ELBO; fall when patience is over."""
-        self.waited = 0 if elbo > self.best else self.waited + 1
-        self.best = max(self.best, elbo)
+    def observe(self, score: float) -> None:
+        """Count a validation without a better score; fall when patience is over."""
+        self.waited = 0 if score > self.best else self.waited + 1
+        self.best = max(self.best, score)
         if self.waited >= self.patience:
             self.current, self.waited = max(self.current * self.fall, self.min), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best ELBO, the validations waited and the factor."""
+        """Return the best score, the validations waited and the factor."""
         return {"best": self.best, "waited": self.waited, "current": self.current}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -58,12 +58,10 @@ def together(loss: Loss, device: torch.device) -> torch.nn.Module:
     if parallel.count() == 1:
         return loss
     wrapper = torch.nn.parallel.DistributedDataParallel
-    buffers = {"broadcast_buffers", "forward_sync_buffers"} & set(inspect.signature(wrapper).parameters)
-    options: dict[str, Any] = {
-        max(buffers): False,
-        "device_ids": [device] if device.type == "cuda" else None,
-    }  # buffers agree anyway
-    return wrapper(loss, gradient_as_bucket_view=True, **options)
+    new = "forward_sync_buffers" in inspect.signature(wrapper).parameters
+    shared: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}  # they agree anyway
+    devices: Any = [device] if device.type == "cuda" else None
+    return wrapper(loss, device_ids=devices, gradient_as_bucket_view=True, **shared)
 
 
 class Step:
@@ -183,6 +181,7 @@ class Step:
     def _run(self, index: Tensor) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+        buffers = [buffer.clone() for buffer in self.loss.buffers()] if self.settings.on_nan == "skip" else []
         found = self._gradient(index[0], len(index), last=len(index) == 1)
         for k in range(1, len(index)):
             torch._foreach_add_(found, self._gradient(index[k], len(index), last=k == len(index) - 1))
@@ -190,7 +189,7 @@ class Step:
             norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
             self.grad_norm.copy_(norm)
         if self.settings.on_nan == "skip":
-            found = self._skip_if_infinite(found)
+            found = self._skip_if_infinite(found, buffers)
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged)
@@ -211,29 +210,36 @@ class Step:
         return found if parts == 1 else [term / parts for term in found]
 
     @torch.no_grad()
-    def _skip_if_infinite(self, found: list[Tensor]) -> list[Tensor]:
-        """Tell the optimizer, without asking the device, whether to do nothing; return terms that then count as 0."""
+    def _skip_if_infinite(self, found: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
+        """Tell the optimizer, without asking the device, whether to do nothing; return terms that then count as 0.
+
+        What the model keeps beside its weights is then as it was before the step.
+        """
         assert isinstance(self.optimizer, Adam)
         assert self.optimizer.found_inf is not None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         bad = parallel.mean(sum(found, norm)).isfinite().logical_not()
         self.optimizer.found_inf.copy_(bad)
         self.skipped += bad
+        for own, before in zip(self.loss.buffers(), buffers, strict=True):
+            own.copy_(torch.where(bad, before, own))
         return [torch.where(bad, 0.0, term) for term in found]
 
     @torch.no_grad()
     def _average(self, averaged: VAE) -> None:
-        """averaged ← d · averaged + (1 − d) · weights; buffers are copied."""
+        """averaged ← d · averaged + (1 − d) · weights, but after a step that was skipped; buffers are copied."""
+        bad = getattr(self.optimizer, "found_inf", None)
+        share = self.share if bad is None else self.share * (1.0 - bad)
         mine: list[Tensor] = list(averaged.parameters())
         theirs: list[Tensor] = list(self.vae.parameters())
-        torch._foreach_lerp_(mine, theirs, [self.share] * len(mine))
+        torch._foreach_lerp_(mine, theirs, [share] * len(mine))
         for own, other in zip(averaged.buffers(), self.vae.buffers(), strict=True):
             own.copy_(other)
 
     def take(self) -> tuple[dict[str, float], float, float, int]:
         """Return the means since the last time, the last gradient's norm, KL weight and number of skipped steps.
 
-        The means are those of all ranks.
+        The means are those of all ranks; there are none where every step was skipped.
         """
         if self.settings.grad_clip is None:
             grads = [p.grad for p in self.vae.parameters() if p.grad is not None]
@@ -242,10 +248,11 @@ class Step:
         *means, norm, weight, skipped = torch.cat(
             [means_now, torch.stack([self.grad_norm, self.weight, self.skipped])]
         ).tolist()
+        named = {} if skipped == self.summed else dict(zip(self.tracked, means, strict=True))
         self.sums.zero_()
         self.skipped.zero_()
         self.summed = 0
-        return dict(zip(self.tracked, means, strict=True)), norm, weight, int(skipped)
+        return named, norm, weight, int(skipped)
 
 
 def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:

@@ -1,4 +1,4 @@
-"""The loop: step, validate, checkpoint. The only place that counts steps and chooses device and precision."""
+"""The loop: step, validate, checkpoint. The only place that counts steps and chooses the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from vae_cli.step import Step
 from vae_cli.vae import VAE
 
 ROLLBACKS = 3  # at most, in a run that diverges
+SKIPS = 100  # steps in a row, or a few more, that are skipped before the run is taken to have diverged
 COLLAPSE = "posterior collapse"  # how the warning of it begins
 FIRST_STEPS = 300  # units that are still dead this early may yet awake
 WATCHED = 1000  # training examples that stand in for validation where there is none
@@ -45,7 +45,7 @@ class Trainer:
         vae: on its device.
         objective: on the same device.
         kl: schedule of the KL weight.
-        optimizer: over the parameters of `vae`.
+        optimizer: over the parameters of `vae` and `objective`.
         lr_schedule: of the learning rate.
         dataset: examples.
         settings: see conf/trainer/default.yaml.
@@ -94,8 +94,8 @@ class Trainer:
         self.step, self.seconds, self.saved = 0, 0.0, time.monotonic()
         self.best: dict[str, Any] | None = None
         self.best_is_new, self.waited = False, 0
-        self.rollbacks = 0
-        self.good: dict[str, Any] | None = None
+        self.rollbacks, self.in_vain = 0, 0
+        self.good: tuple[dict[str, Any], dict[str, Any] | None] | None = None  # the last state and the best of then
         self.since, self.since_step = time.perf_counter(), 0
         self.next_agreement, self.time_is_up = 0, False
         self.kept: int | None = None
@@ -123,7 +123,7 @@ class Trainer:
         """Train to the last step or until something stops it before; end with a validation and a checkpoint."""
         self.vae.train()
         if self.settings.on_nan == "rollback":
-            self.good = copy.deepcopy(self.state_dict())
+            self.good = copy.deepcopy(self.state_dict()), self.best
         self.reporter.begin(self.step, self.total)
         indices = self._indices()
         self.since, self.since_step = time.perf_counter(), self.step
@@ -195,10 +195,14 @@ class Trainer:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             order = self.train.order(self.seed, epoch)[: self.steps_per_epoch * self.batch_size]
             left = order.view(self.steps_per_epoch, *self.shares, -1)[done:, :, parallel.rank()]
-            for index, after in zip_longest(left, left[1:]):
-                for part in after if after is not None else ():
+            index = left[0]
+            for k in range(1, len(left)):
+                after = left[k]
+                for part in after:
                     self.train.expect(part)
                 yield index
+                index = after
+            yield index
 
     def _update(self, index: Tensor) -> None:
         """Take one step under the schedules of now. Nothing here waits for the device."""
@@ -207,7 +211,7 @@ class Trainer:
             index,
             weight=self.kl.weight(self.epoch),
             target=self.kl.target(self.epoch),
-            lr=[lr * factor for lr in self.lr],
+            lr=[lr * factor * 0.5**self.rollbacks for lr in self.lr],
             decay=min(self.settings.ema or 0.0, (1.0 + self.step) / (10.0 + self.step)),
         )
 
@@ -216,6 +220,9 @@ class Trainer:
         terms, norm, weight, skipped = self.stepper.take()
         if skipped:
             self.reporter.warn(f"{skipped} steps by step {self.step} were skipped: loss or gradient was not finite")
+        self.in_vain = 0 if terms else self.in_vain + skipped
+        if self.in_vain >= SKIPS:
+            raise Diverged(self._diverged(f"loss or gradient of {self.in_vain} steps in a row"))
         now = time.perf_counter()
         rate = (self.step - self.since_step) * self.batch_size / max(now - self.since, 1e-9)
         scalars = {f"train/{name}": value for name, value in terms.items()}
@@ -233,11 +240,11 @@ class Trainer:
         """
         if self.good is None or self.rollbacks == ROLLBACKS:
             raise error
-        rollbacks, lr, step = self.rollbacks + 1, [rate / 2.0 for rate in self.lr], self.step
-        draws = randomness.state_dict(self.device)
-        self.load_state_dict(copy.deepcopy(self.good), self.best)
+        rollbacks, step = self.rollbacks + 1, self.step
+        draws, (state, best) = randomness.state_dict(self.device), self.good
+        self.load_state_dict(copy.deepcopy(state), best)
         randomness.load_state_dict(draws, self.device)
-        self.rollbacks, self.lr, self.next_agreement = rollbacks, lr, self.step
+        self.rollbacks, self.best_is_new, self.next_agreement = rollbacks, False, self.step
         self.reporter.rewind(self.step)
         self.since, self.since_step = time.perf_counter(), self.step
         self.reporter.warn(
@@ -279,7 +286,7 @@ class Trainer:
 
     def _pictures_are_due(self, nth: int, count: int) -> bool:
         """Whether this validation, of so many, has its turn and its time; the last pictures are the finished run's."""
-        has_turn = count <= PICTURES or nth % (count // PICTURES) == 0
+        has_turn = nth % max(1, math.ceil(count / PICTURES)) == 0
         return has_turn and self.step < self.total and self.drawing <= DRAWING * self.seconds
 
     def _score(self, result: metrics.Evaluation) -> float:
@@ -323,7 +330,7 @@ class Trainer:
         self.save_to_disk(self.best if self.best_is_new else None, self.state_dict())
         self.best_is_new, self.saved, self.kept = False, time.monotonic(), self.step
         if self.settings.on_nan == "rollback":
-            self.good = copy.deepcopy(self.state_dict())
+            self.good = copy.deepcopy(self.state_dict()), self.best
 
     def _refuse_infinite_weights(self) -> None:
         """Keep the last good checkpoint: weights that are not finite are not saved."""
@@ -339,12 +346,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self.lr_schedule.state_dict(),
             "step": self.step,
-            "epoch": self.epoch,
             "seconds": self.seconds,
             "best_score": None if self.best is None else self.best["score"],
             "waited": self.waited,
-            "lr": self.lr,
             "rollbacks": self.rollbacks,
+            "in_vain": self.in_vain,
             "warnings": list(self.reporter.warnings),
             "sums": parallel.mean(self.stepper.sums),
             "summed": self.stepper.summed,
@@ -364,9 +370,7 @@ class Trainer:
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
             best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]
-        self.rollbacks = state["rollbacks"]
-        if self.rollbacks:
-            self.lr = list(state["lr"])
+        self.rollbacks, self.in_vain = state["rollbacks"], state["in_vain"]
         self.reporter.warnings += [line for line in state["warnings"] if line not in self.reporter.warnings]
         self.stepper.reset()
         self.stepper.sums.copy_(state["sums"])

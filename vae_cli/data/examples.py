@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -184,12 +184,11 @@ def carve(source: Splits, *, valid: int | float, test: int | float | None, seed:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), dtype=counting(n))
     parts = [part.sort().values for part in order.split([n_test, n_valid, n - n_test - n_valid])]
     carved_test, carved_valid = (source.train[part] if len(part) else None for part in parts[:2])
-    return Splits(
+    return replace(
+        source,
         train=source.train[parts[2]] if n_test + n_valid else source.train,
         valid=source.valid if source.valid is not None else carved_valid,
         test=source.test if source.test is not None else carved_test,
-        levels=source.levels,
-        names=source.names,
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +18,11 @@ from vae_cli.data.cache import cached, stamp
 from vae_cli.data.examples import Examples, Splits
 from vae_cli.data.mapped import CHUNK, SMALL, Mapped
 from vae_cli.errors import UserError, first_line
-from vae_cli.machine import free_memory
+from vae_cli.machine import free_memory, usable_threads
 
 FEW = 200  # pictures that are decoded sooner than looked up
 MODES = {"rgb": "RGB", "grayscale": "L"}  # what PIL calls colours
+GREY = ("1", "L", "I;16")  # how PIL calls pictures without colours
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -250,15 +250,20 @@ def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | 
         def work(i: int) -> None:
             x[i] = _decode_one(files[i], size, mode, crop)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(work, range(len(files))):
-                pass
+        in_threads(work, range(len(files)))
 
     if len(files) > FEW:
         return cached((*map(stamp, files), size, mode, crop), shape, fill)
     x = torch.empty(shape, dtype=torch.uint8)
     fill(x)
     return x
+
+
+def in_threads(work: Callable[[int], None], numbers: range) -> None:
+    """Do a piece of work for each number, on all the cores that this process may use."""
+    with ThreadPoolExecutor(usable_threads()) as pool:
+        for _ in pool.map(work, numbers):
+            pass
 
 
 def _eight_bits(picture: Any) -> Any:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import cached
 from vae_cli.data.examples import Examples, Feed, Splits
-from vae_cli.data.files import MODES, frame, picture
+from vae_cli.data.files import GREY, MODES, frame, in_threads, picture
 from vae_cli.errors import UserError, first_line, suggest
 
 OWN = {"valid": ("validation", "valid", "val"), "test": ("test",)}  # what splits are called
@@ -46,6 +44,9 @@ def huggingface(
     """
     if find_spec("datasets") is None:
         raise UserError("data=huggingface: needs datasets; pip install 'vae-cli[huggingface]'")
+    if not streaming and (examples is not None or readers != 1):
+        key = "readers" if examples is None else "examples"
+        raise UserError(f"data.{key}: has no effect with data.streaming=false")
     parts: dict[str, Any] = _load(path, name, streaming)
     given = {"train": split, "valid": valid_split, "test": test_split}
     chosen = {key: _chosen(parts, key, wanted) for key, wanted in given.items()}
@@ -124,7 +125,7 @@ class Columns:
         y = self.y([first])
         self.attributes = y.shape[1] if y is not None and y.ndim == 2 else None
         with self._opened(first) as opened:
-            self.mode = self.mode or ("L" if opened.mode in ("1", "L", "I;16") else "RGB")
+            self.mode = self.mode or ("L" if opened.mode in GREY else "RGB")
         self.shape = tuple(self.x(first).shape)
 
     def raw(self, part: Any) -> Any:
@@ -177,9 +178,7 @@ class Columns:
                 rows = [raw[i] for i in range(start, min(start + 256, len(raw)))]
                 x[start : start + len(rows)] = self.stacked(rows)
 
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for _ in pool.map(work, range(0, len(raw), 256)):
-                    pass
+            in_threads(work, range(0, len(raw), 256))
 
         x = cached(("huggingface", part._fingerprint, self.image, self.size, self.mode), shape, fill)
         return Examples(x, self.y(raw.select_columns([self.label])) if self.label else None)

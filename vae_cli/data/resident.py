@@ -37,7 +37,7 @@ class Resident:
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
-        return Resident(self.examples.some(most, seed), self.transform, self.device)
+        return type(self)(self.examples.some(most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""
@@ -78,10 +78,6 @@ class Streamed(Resident):
         self.examples, self.transform, self.device = examples, transform, device
         self.thread = ThreadPoolExecutor(1, "gather")
         self.ahead: dict[int, Future[Batch]] = {}  # by the place in memory of the index
-
-    def part(self, most: int, seed: int = 0) -> Resident:
-        """Return at most so many of the examples, drawn at random, in their order."""
-        return type(self)(self.examples.some(most, seed), self.transform, self.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of an epoch, on the host."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import remembered, stamp
 from vae_cli.data.examples import Examples, Feed, Splits, gathered
-from vae_cli.data.files import SUFFIXES, frame, picture
+from vae_cli.data.files import GREY, SUFFIXES, frame, picture
 from vae_cli.data.index import NAME, Index, Shard, read_index
 from vae_cli.data.mapped import std_mean
 from vae_cli.errors import UserError
@@ -186,7 +186,7 @@ class Reader:
         from PIL import Image
 
         opened = Image.open(io.BytesIO(sample[found]))
-        grey = opened.mode in ("1", "L", "I;16") if self.color is None else self.color == "grayscale"
+        grey = opened.mode in GREY if self.color is None else self.color == "grayscale"
         return picture(opened, self.size, "L" if grey else "RGB")
 
     def framed(self, shape: list[int]) -> list[int]:

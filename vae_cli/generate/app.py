@@ -59,9 +59,9 @@ def generate(settings: Generate) -> list[Path]:
 
     from vae_cli.api import load
     from vae_cli.generate import tasks
-    from vae_cli.machine import allow_tf32
+    from vae_cli.machine import set_up
 
-    allow_tf32(False)
+    set_up()
     model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data)
     name = settings.task.target.removeprefix(PREFIX)
     torch.manual_seed(settings.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -128,10 +128,10 @@ class HierarchicalPrior(nn.Module):
         self.top: Any
         self.top, self._model = top, (model,)
 
-    def initialize(self, x: Tensor, c: Tensor | None) -> None:
-        """Let the top's prior start from training examples."""
-        if hasattr(self.top, "initialize"):
-            self.top.initialize(x, c)
+    @property
+    def initialize(self) -> Callable[..., None]:
+        """How the top's prior starts from training examples; there is none where it does not."""
+        return self.top.initialize
 
     def forward(self, c: Tensor | None) -> Distribution:
         """Return p(z|c) with the batch shape of its top and event shape [D]."""

@@ -82,6 +82,7 @@ class Terminal:
                 ("KL", "kl"),
                 ("weight", "kl_weight"),
             )
+            if f"train/{name}" in scalars
         )
         self.progress.update(self.task, epoch=f"epoch {epoch:.1f}", numbers=shown)
 

@@ -190,8 +190,9 @@ class Reporter:
 
     def _write(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
         self._on_board(lambda board: board.scalars(step, scalars))
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}  # JSON knows no others
         with written(self.metrics):
-            self.lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **scalars}) + "\n")
+            self.lines.write(json.dumps({"step": step, "epoch": round(epoch, 4), **finite}) + "\n")
 
 
 def _truncate(metrics: Path, step: int) -> None:
