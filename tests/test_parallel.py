@@ -84,7 +84,9 @@ def test_a_rank_that_is_killed_ends_the_run_and_torchrun_goes_on_with_it(tmp_pat
     kill_one_rank(process, run)
     said = process.communicate(timeout=240)[0]
     assert process.returncode == 0, said
-    assert "vae-train: error: another rank was lost (torchrun says which); the last checkpoint is kept" in said
+    assert (
+        "vae-train: error: another rank was lost (the launcher's log says which); the last checkpoint is kept" in said
+    )
     assert "going on at step" in said
     assert "Traceback" not in said
     steps = [line["step"] for line in lines(run) if "train/loss" in line]

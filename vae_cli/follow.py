@@ -6,7 +6,6 @@ No torch at the top: the first rank's errors come before it is imported.
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vae_cli import ranks
 from vae_cli.command import DEBUGGING, ERRORS
 from vae_cli.errors import UserError, one_line
-from vae_cli.interruption import RESUMABLE, Interrupted
+from vae_cli.interruption import RESUMABLE, Interrupted, deferred, heed_no_more
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
@@ -37,7 +36,7 @@ def follow(own: Callable[[], dict[str, Any]], accepted: Callable[[dict[str, Any]
         own: gives the settings that this rank was started with.
         accepted: types settings.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    heed_no_more()
     try:
         settings = own()
         word = _word(settings, None)
@@ -46,7 +45,6 @@ def follow(own: Callable[[], dict[str, Any]], accepted: Callable[[dict[str, Any]
             _train(word, settings, accepted)
         return math.nan
     except Exception as error:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(PAUSE)
         if DEBUGGING or not isinstance(error, ERRORS):
             raise
@@ -59,7 +57,8 @@ def earlier() -> Path | None:
     """Return the run's folder where torchrun has started its processes before."""
     if ranks.count() == 1:
         return None
-    from vae_cli import parallel
+    with deferred():
+        from vae_cli import parallel
 
     folder = parallel.remembered()
     return None if folder is None else Path(folder)
@@ -67,8 +66,9 @@ def earlier() -> Path | None:
 
 def _word(own: dict[str, Any], said: dict[str, Any] | None) -> Any:
     """Meet the other ranks, and return what the first has said."""
-    from vae_cli import parallel
-    from vae_cli.trainer import choose_device
+    with deferred():
+        from vae_cli import parallel
+        from vae_cli.trainer import choose_device
 
     parallel.start(choose_device(own["trainer"]["device"]))
     if said is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -14,20 +16,55 @@ class Interrupted(KeyboardInterrupt):
     """Training stopped on request, and is saved."""
 
 
+def heed() -> None:
+    """From here on signals that would end the process in silence interrupt it: while data load, after training."""
+    _replace(signal.SIG_DFL, _interrupt)
+
+
+def heed_no_more() -> None:
+    """Let such signals end the process in silence again."""
+    _replace(_interrupt, signal.SIG_DFL)
+
+
 def ending() -> None:
     """From here on a signal interrupts nothing: the process ends, and ends with the exit code it has.
 
-    Raised while Python ends, an interruption would be printed as a traceback. Ctrl-C still stops at once, in silence.
+    Raised while Python ends, an interruption would be printed as a traceback. Ctrl-C still stops at once, in silence,
+    and so does a second one of the other signals.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if callable(signal.getsignal(signal.SIGTERM)):
-        signal.signal(signal.SIGTERM, lambda *_: None)
+    _replace(_interrupt, _pass_over)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block signals wait for its end: the C code of a library that imports Python would lose them."""
+    with Interruption() as interruption:
+        yield
+    interruption.grant(interruption.asked[:])
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+def _pass_over(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _replace(old: Any, new: Any) -> None:
+    for each in SIGNALS:
+        if signal.getsignal(each) is old:
+            signal.signal(each, new)
 
 
 class Interruption:
     """Within the block, the first signal becomes a wish that the loop grants after its step, once all is saved.
 
     A second Ctrl-C interrupts at once; schedulers that repeat SIGTERM or SIGUSR1 do not.
+
+    Attributes:
+        asked: the signals that came and were not granted yet.
     """
 
     def __init__(self) -> None:
@@ -44,17 +81,19 @@ class Interruption:
             raise KeyboardInterrupt
         self.asked.append(signal.Signals(number))
 
-    def grant(self) -> None:
+    def grant(self, wishes: Iterable[signal.Signals]) -> None:
         """Stop; or do what a launcher that waits for the signal would: submitit requeues its job, or lets it go on.
 
+        Args:
+            wishes: signals that came to this process, or to another rank.
+
         Raises:
-            Interrupted: nobody waits for the signal, or another rank was asked.
+            Interrupted: nobody waits for one of them.
         """
-        if not self.asked:
-            raise Interrupted
-        while self.asked:
-            asked = self.asked.pop(0)
-            handler = self.before[asked]
+        for asked in wishes:
+            while asked in self.asked:
+                self.asked.remove(asked)
+            handler = self.before.get(asked)
             if not callable(handler) or handler is signal.default_int_handler:
                 raise Interrupted(asked.name)
             handler(asked, None)

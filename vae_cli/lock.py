@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vae_cli.errors import UserError
@@ -39,5 +39,8 @@ def _take(number: int, folder: Path) -> None:
     except BlockingIOError:
         holder = os.pread(number, 32, 0).decode(errors="replace").strip()
         raise UserError(f"{folder}: another process ({holder or 'unknown'}) trains there") from None
-    os.ftruncate(number, 0)
-    os.pwrite(number, str(os.getpid()).encode(), 0)
+    except OSError:  # a file system that knows no locks
+        return
+    with suppress(OSError):  # a full disk costs the other's message, not the run
+        os.ftruncate(number, 0)
+        os.pwrite(number, str(os.getpid()).encode(), 0)

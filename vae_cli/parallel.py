@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from vae_cli import ranks
 from vae_cli.errors import UserError
+from vae_cli.interruption import ending
 
 T = TypeVar("T")
 FOLDER, MEETING = "vae-cli/folder", "vae-cli/meeting"  # keys in torchrun's store
@@ -157,7 +158,8 @@ def losses_told() -> Iterator[None]:
         text = str(error).lower()
         if ranks.count() == 1 or isinstance(error, UserError) or not any(word in text for word in LOST):
             raise
-        raise UserError("another rank was lost (torchrun says which); the last checkpoint is kept") from error
+        ending()  # the launcher now stops the others, and this one has to say why
+        raise UserError("another rank was lost (the launcher's log says which); the last checkpoint is kept") from error
 
 
 class _Mean(torch.autograd.Function):

@@ -6,6 +6,7 @@ It rests on the files that the jobs of a sweep leave beside one another, so it w
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
 
@@ -51,9 +52,10 @@ class MedianRule:
         """Read what siblings have left since the last time."""
         for path in self.folder.parent.glob("*/summary.json"):
             if path.parent != self.folder and path.parent not in self.siblings:
-                summary = json.loads(path.read_text())
-                counts = summary.get("stopped_by") != "prune" and summary["measure"] == self.measure
-                self.siblings[path.parent] = _curve(path.parent) if counts else []
+                with suppress(OSError, ValueError):  # it goes on, just now
+                    summary = json.loads(path.read_text())
+                    counts = summary.get("stopped_by") != "prune" and summary["measure"] == self.measure
+                    self.siblings[path.parent] = _curve(path.parent) if counts else []
 
 
 def _curve(folder: Path) -> Curve:

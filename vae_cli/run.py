@@ -54,6 +54,8 @@ def train(
     device = choose_device(config.trainer.device)
     parallel.start(device)
     with locked(folder) if parallel.rank() == 0 else nullcontext(), memory_told(), parallel.losses_told():
+        if parallel.rank() == 0 and not resume and (folder / "checkpoints" / checkpoint.LAST).is_file():
+            raise UserError(f"{folder}: another process has trained there just now; start again to go on from it")
         try:
             return _train(config, folder, device, resume, sweeping, accepted)
         finally:

@@ -18,9 +18,11 @@ from vae_cli.command import told
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, one_line
 from vae_cli.lock import locked
+from vae_cli.output import say
 
 REASON = "error.txt"  # in the folder of a job that failed: the line, and for our own mistakes the traceback
 _BEGUN: list[Path] = []  # the folders of this process's sweeps
+_UNWRITTEN: dict[Path, str] = {}  # the lines of failed jobs in whose folders there was no room for them
 _HELD = ExitStack()  # their locks, until the process ends
 
 
@@ -41,8 +43,8 @@ class Sweep(Callback):
         """Say what came out of it."""
         folder = Path(config.hydra.sweep.dir)
         for line in study.best(config, folder):
-            print(line)
-        print(f"vae-compare {shlex.quote(os.path.relpath(folder))}")
+            say(line)
+        say(f"vae-compare {shlex.quote(os.path.relpath(folder))}")
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
@@ -73,16 +75,19 @@ def failed(folder: Path, error: Exception) -> str:
     """Keep why a job failed in its folder, and return the one line of it."""
     line = one_line(error)
     details = "" if isinstance(error, UserError) else "\n" + "".join(traceback.format_exception(error))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / REASON).write_text(f"{line}\n{details}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REASON).write_text(f"{line}\n{details}")
+    except OSError:  # a full disk, as like as not the reason itself
+        _UNWRITTEN[folder] = line
     return line
 
 
 def failures() -> list[str]:
     """Return a line for each failed job of this process's sweeps."""
-    found = [path for folder in _BEGUN for path in folder.glob(f"*/{REASON}")]
-    found.sort(key=lambda path: (len(path.parent.name), path.parent.name))
-    return [f"{path.parent}: {path.read_text().splitlines()[0]}" for path in found]
+    paths = [path for folder in _BEGUN for path in folder.glob(f"*/{REASON}")]
+    found = {path.parent: path.read_text().partition("\n")[0] for path in paths} | _UNWRITTEN
+    return [f"{folder}: {found[folder]}" for folder in sorted(found, key=lambda each: (len(each.name), each.name))]
 
 
 def begun() -> bool:

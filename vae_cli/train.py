@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from itertools import count, pairwise
@@ -23,9 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
-from vae_cli.disk import SETTINGS, whole
+from vae_cli.disk import SETTINGS, whole, written
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
-from vae_cli.interruption import Interrupted
+from vae_cli.interruption import Interrupted, deferred, heed
+from vae_cli.output import say
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
@@ -35,7 +35,7 @@ def main() -> None:
     """Run vae-train; print errors as one line and exit with 1."""
 
     def body() -> None:
-        signal.signal(signal.SIGTERM, _terminated)
+        heed()
         sys.argv[1:] = _prepared(sys.argv[1:])
         _run()
         if lines := sweep.failures():
@@ -58,11 +58,6 @@ def _run() -> None:
             raise
         if "No trials are completed" not in str(error):  # Optuna's, where all have failed: each is told of
             raise UserError("\n".join([errors.first_line(error), *sweep.failures()])) from error
-
-
-def _terminated(*_: object) -> None:
-    """Stop where no step is under way: while data load, or after training, which is saved by then."""
-    raise Interrupted
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
@@ -99,6 +94,10 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
         if not there:
             jobs = sorted(str(path.parents[1]) for path in folder.glob("*/checkpoints/last.pt"))
             hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
+            if (folder / ".hydra").is_dir() and not _saved(folder):
+                hint = (
+                    f"; it saved nothing yet: begin it anew with its whole command, hydra.run.dir={given} resume=auto"
+                )
             raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
     return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
@@ -127,7 +126,7 @@ def application(composed: DictConfig) -> float | None:
     sweeping = job.mode == RunMode.MULTIRUN
     folder, claimed = Path(job.runtime.output_dir), False
     if sweeping:
-        print(f"job {folder.name}: {job.job.override_dirname}")
+        say(f"job {folder.name}: {job.job.override_dirname}")
     try:
         if not sweeping:
             _refuse_what_is_for_sweeps(composed)
@@ -158,6 +157,8 @@ def application(composed: DictConfig) -> float | None:
         print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
         return None  # the others run; what failed is told again at the end
     except KeyboardInterrupt as interrupt:
+        if claimed:
+            _withdraw(folder)
         shown = shlex.quote(f"resume={os.path.relpath(folder)}")
         raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
 
@@ -170,11 +171,10 @@ def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float
     if sweeping:
         (folder / sweep.REASON).unlink(missing_ok=True)
     settings, resume = _settings(composed), _saved(folder)
-    summary = folder / "summary.json"
-    if resume and not _refuse_others(settings, folder) and summary.is_file():
-        print(f"finished already: {os.path.relpath(folder)}")
+    if resume and not _refuse_others(settings, folder) and (summary := _summary(folder)):
+        say(f"finished already: {os.path.relpath(folder)}")
         follow.lead(settings, None)
-        return _score(settings, json.loads(summary.read_text()))
+        return _score(settings, summary)
     (folder / ".hydra").mkdir(parents=True, exist_ok=True)
     return _train(composed, settings, folder, resume, sweeping)
 
@@ -206,6 +206,15 @@ def _saved(folder: Path) -> bool:
     return any((folder / "checkpoints" / name).is_file() for name in ("last.pt", "previous.pt"))
 
 
+def _summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a finished run; None of one that is not, or whose summary is damaged."""
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "train/elbo" in found else None
+
+
 def _score(settings: dict[str, Any], summary: dict[str, Any]) -> float:
     """Return what a sweeper is to maximise; train/elbo where there are no validation examples."""
     return summary.get(settings["score"], summary["train/elbo"])
@@ -226,9 +235,14 @@ def _claimed(folder: Path, *, chosen: bool) -> Path:
         try:
             (candidate / ".hydra").mkdir(parents=True)
         except FileExistsError:
-            if chosen:
+            if chosen and _saved(folder):
                 raise UserError(
                     f"hydra.run.dir={folder}: holds a run already; go on with resume={folder}, or choose another folder"
+                ) from None
+            if chosen:
+                raise UserError(
+                    f"hydra.run.dir={folder}: holds a run already, which saved nothing yet; begin it anew with "
+                    "resume=auto, or choose another folder"
                 ) from None
         else:
             return candidate
@@ -238,8 +252,8 @@ def _claimed(folder: Path, *, chosen: bool) -> Path:
 def _withdraw(folder: Path) -> None:
     """Give a claimed folder up, where the run was refused before it wrote anything."""
     with contextlib.suppress(OSError):
+        (folder / ".hydra").rmdir()  # it is empty until the run's settings are written
         (folder / ".lock").unlink(missing_ok=True)
-        (folder / ".hydra").rmdir()
         folder.rmdir()
 
 
@@ -253,13 +267,14 @@ def _accepted(settings: dict[str, Any]) -> Config:
 
 def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume: bool, sweeping: bool = False) -> float:
     config = _accepted(settings)
-    from vae_cli import run  # brings torch
+    with deferred():
+        from vae_cli import run  # brings torch
 
     word = {"settings": settings, "folder": str(folder.absolute()), "resume": resume, "sweeping": sweeping}
     follow.lead(_settings(composed), word)
     summary = run.train(config, folder, resume=resume, sweeping=sweeping, accepted=lambda: _record(folder, settings))
-    print(f"report: {os.path.relpath(folder / 'report.html')}")
-    print(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
+    say(f"report: {os.path.relpath(folder / 'report.html')}")
+    say(f"tensorboard --logdir {shlex.quote(os.path.relpath(folder))}")
     return _score(settings, summary)
 
 
@@ -272,7 +287,8 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
         ("overrides", [each for each in dict.fromkeys(typed) if not each.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
-        with whole(folder / ".hydra" / f"{name}.yaml") as partial:
+        path = folder / ".hydra" / f"{name}.yaml"
+        with written(path), whole(path) as partial:
             OmegaConf.save(OmegaConf.create(content), partial)
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
+from signal import Signals
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from vae_cli import metrics, parallel, randomness
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
-from vae_cli.interruption import Interruption
+from vae_cli.interruption import SIGNALS, Interruption
 from vae_cli.objective import Objective
 from vae_cli.ranks import local_rank
 from vae_cli.report import Reporter, Silent
@@ -134,36 +135,37 @@ class Trainer:
                 self.step += 1
                 self.reporter.advance(self.step)
                 self.seconds = before + time.perf_counter() - started
-                stop = self._agreed(bool(interruption.asked))
+                wishes = self._agreed(interruption.asked)
                 try:
                     self._keep_up()
                 except Diverged as error:
                     self._roll_back(error)
                     indices = self._indices()
-                if stop:
+                if wishes and self.step < self.total and self.stopped_by is None:
                     self.save()
-                    interruption.grant()
-        if self.step > self.since_step:
-            self._log()
-        self.save()
+                    interruption.grant(wishes)
+            if self.step > self.since_step:
+                self._log()
+            self.save()
+            interruption.grant(_of_all(interruption.asked)[0])
 
-    def _agreed(self, interrupted: bool) -> bool:
-        """Return whether any rank was asked to stop, and see whether a checkpoint is due by the first one's clock.
+    def _agreed(self, asked: list[Signals]) -> list[Signals]:
+        """Return which signals asked any rank to stop, and see whether a checkpoint is due by the first one's clock.
 
         Ranks ask one another about twice a second, at steps that the first chooses for all.
         """
         if parallel.count() == 1:
             self.time_is_up = self._minutes_are_over()
-            return interrupted
+            return asked[:]
         if self.step < self.next_agreement:
             self.time_is_up = False
-            return False
+            return []
         first = parallel.rank() == 0
         pace = (self.step - self.since_step) / max(time.perf_counter() - self.since, 1e-9)
         due = first and self._minutes_are_over()
-        stop, due_now, wait = parallel.most([interrupted, due, max(1.0, 0.5 * pace) if first else 0.0])
+        wishes, due_now, wait = _of_all(asked, due, max(1.0, 0.5 * pace) if first else 0.0)
         self.next_agreement, self.time_is_up = self.step + int(wait), due_now > 0.0
-        return stop > 0.0
+        return wishes
 
     def _minutes_are_over(self) -> bool:
         amount, unit = self.checkpoint_every
@@ -322,7 +324,7 @@ class Trainer:
         patience = self.settings.early_stopping
         if self.step < self.total and patience is not None and self.waited >= patience:
             return "early_stopping"
-        return "prune" if self.given_up else None
+        return "prune" if self.given_up and self.settings.prune else None
 
     def save(self) -> None:
         """Put the best state (where it is new) and everything needed to go on to disk."""
@@ -349,6 +351,7 @@ class Trainer:
             "seconds": self.seconds,
             "best_score": None if self.best is None else self.best["score"],
             "waited": self.waited,
+            "given_up": self.given_up,
             "rollbacks": self.rollbacks,
             "in_vain": self.in_vain,
             "warnings": list(self.reporter.warnings),
@@ -370,6 +373,7 @@ class Trainer:
         if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
             best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
         self.best, self.waited = best, state["waited"]
+        self.given_up = state["given_up"]
         self.rollbacks, self.in_vain = state["rollbacks"], state["in_vain"]
         self.reporter.warnings += [line for line in state["warnings"] if line not in self.reporter.warnings]
         self.stepper.reset()
@@ -377,6 +381,12 @@ class Trainer:
         self.stepper.skipped.copy_(state["skipped"])
         self.stepper.summed = state["summed"]
         randomness.load_state_dict(state["random"], self.device)
+
+
+def _of_all(asked: list[Signals], *numbers: float) -> tuple[Any, ...]:
+    """Return the signals that any rank was sent, and the largest that any gives of further numbers."""
+    found = parallel.most([*(float(each in asked) for each in SIGNALS), *numbers])
+    return [each for each, came in zip(SIGNALS, found, strict=False) if came], *found[len(SIGNALS) :]
 
 
 def refuse_uneven(batch: int, parts: int, ranks: int) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def remembered(source: Iterable[object], find: Callable[[], dict[str, Any]]) -> 
         found = find()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, f".{os.getpid()}") as partial:
+        with whole(path, _mark()) as partial:
             partial.write_text(json.dumps(found))
     return found
 
@@ -89,12 +90,26 @@ def opened(path: Path) -> Tensor | Mapped:
 def _writing(path: Path, shape: Sequence[int]) -> Iterator[Tensor]:
     """Yield an array that is being written to a file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path, f".{os.getpid()}") as partial:
+    _clear(path)
+    with whole(path, _mark()) as partial:
         array = open_memmap(partial, mode="w+", dtype=np.uint8, shape=tuple(shape))
         with partial.open("rb+") as file:
             reserve(file.fileno(), partial.stat().st_size)
         yield torch.from_numpy(np.asarray(array))
         array.flush()
+
+
+def _mark() -> str:
+    """Return what sets apart the files that this process writes in a cache."""
+    return f".{platform.node()}.{os.getpid()}"
+
+
+def _clear(path: Path) -> None:
+    """Remove what processes of this machine that were killed have left of a file."""
+    for left in path.parent.glob(f"{path.name}.{platform.node()}.*.partial"):
+        number = left.name.split(".")[-2]
+        if number.isdecimal() and not Path("/proc", number).exists() and Path("/proc/self").exists():
+            left.unlink(missing_ok=True)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

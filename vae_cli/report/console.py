@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vae_cli.output import mute
+
 ORDER = (
     "log_likelihood",
     "elbo",
@@ -31,6 +33,22 @@ NEAR = 0.1  # nats from its bound that a mutual information is marked at
 SPLITS = ("train", "valid", "test")
 
 
+class Lasting(Console):
+    """A console whose end, as of `| head`, is not the run's: what was to be printed stands in the log."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; where there is no room, print nothing more."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more; rich's own would end the process."""
+        self.quiet = True
+        mute()
+
+
 class Terminal:
     """Prints lines, and keeps a copy of them in a log file.
 
@@ -40,7 +58,7 @@ class Terminal:
     """
 
     def __init__(self, log: Path, *, fresh: bool = False):
-        self.console = Console(soft_wrap=True, highlight=False)
+        self.console = Lasting(soft_wrap=True, highlight=False)
         self.log = log
         if fresh:
             log.unlink(missing_ok=True)

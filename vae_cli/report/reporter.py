@@ -38,8 +38,8 @@ class Reporter:
         self.folder, self.spec, self.conditional = folder, spec, conditional
         self.terminal = Terminal(folder / "train.log")
         self.metrics = folder / "metrics.jsonl"
-        self._open(-1 if resumed_at is None else resumed_at)
         self.warnings: list[str] = []
+        self._open(-1 if resumed_at is None else resumed_at)
 
     def rewind(self, step: int) -> None:
         """Void what was written after a step: the run has gone back to it."""
@@ -50,7 +50,12 @@ class Reporter:
         """Write on from a step; what is there of after it is void."""
         if self.metrics.is_file():
             _truncate(self.metrics, step)
-        self.lines = self.metrics.open("a", buffering=1)
+        with written(self.metrics):
+            self.lines = self.metrics.open("a", buffering=1)
+        self.board: Board | None = None
+        self.attempt("tensorboard", lambda: self._open_board(step))
+
+    def _open_board(self, step: int) -> None:
         self.board = Board(self.folder / "tensorboard", purge_step=step + 1)
 
     def line(self, text: str) -> None:
@@ -118,7 +123,8 @@ class Reporter:
         with undisturbed(vae):
             codes, labels = pictures.codes(vae, data, PROJECTED)
         x, _ = data.batch(slice(0, len(codes)))
-        self.board.codes(codes, page.label_names(labels, self.spec), pictures.sprites(x, self.spec), step)
+        if self.board is not None:
+            self.board.codes(codes, page.label_names(labels, self.spec), pictures.sprites(x, self.spec), step)
 
     def figures(self, vae: VAE, data: Resident, result: Evaluation) -> None:
         """Draw the figures of a finished run."""
@@ -178,12 +184,13 @@ class Reporter:
         self._close()
 
     def _close(self) -> None:
-        self._on_board(Board.close)
+        self._on_board(lambda board: board.close())
         with written(self.metrics):
             self.lines.close()
 
     def _on_board(self, write: Callable[[Board], None]) -> None:
-        self.attempt("tensorboard", lambda: write(self.board))
+        if (board := self.board) is not None:
+            self.attempt("tensorboard", lambda: write(board))
 
     def _show(self, tag: str, image: Tensor, step: int) -> None:
         self._on_board(lambda board: board.picture(tag, image, step))
@@ -197,8 +204,11 @@ class Reporter:
 
 def _truncate(metrics: Path, step: int) -> None:
     """Drop the lines after a step: the resumed run writes them again."""
-    whole = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    metrics.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    lines = metrics.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        with written(metrics), whole(metrics) as partial:
+            partial.write_text("".join(kept))
 
 
 def plain(numbers: dict[str, Any]) -> dict[str, Any]:
