@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import ROOT, TINY, command, train
 from vae_cli import metrics, parts
-from vae_cli.config import validate_evaluate
+from vae_cli.config import PATHS, validate_evaluate
 from vae_cli.errors import UserError
 from vae_cli.evaluate import METRICS, evaluate
 
@@ -26,7 +26,7 @@ SETTINGS = {
     "compile": False,
     "seed": 0,
     "trust": False,
-    "data": None,
+    "data": dict.fromkeys(PATHS),
 }
 
 
@@ -187,8 +187,15 @@ def test_data_that_changed_are_refused_and_data_that_moved_are_found(tmp_path):
     assert parts.restore(run, torch.device("cpu")).spec.shape == (4,)  # a model needs no data
     with pytest.raises(UserError, match="no such file"):
         evaluate(settings(run))
-    again = evaluate(settings(run, metrics=["elbo"], data=str(tmp_path / "moved.npz")))
-    assert again == first
+    place = f"data.path={tmp_path}/moved.npz"
+    done = command(f"run={run}", "metrics=[elbo]", place, module="vae_cli.evaluate")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "evaluation.json").read_text())["test/elbo"] == first["test/elbo"]
+    done = command(f"run={run}", "task=anomaly", place, f"output={tmp_path}/scores", module="vae_cli.generate.app")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "scores").iterdir())
+    refused = command(f"run={run}", "data.root=.", module="vae_cli.evaluate")
+    assert refused.stderr.endswith("data.root: no setting of the run's data (allowed: data.path, data.labels)\n")
     for changed, line in ((x * 1000, "mean"), (x[:150], "train: 160, now 120"), (x[:, :3], "shape")):
         np.savez(tmp_path / "table.npz", x=changed)
         with pytest.raises(UserError, match=f"the data changed since the run .{line}"):

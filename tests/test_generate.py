@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
-from vae_cli.config import check
+from vae_cli.config import PATHS, check
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.app import generate, validate
 from vae_cli.generate.latent import between
@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
 
 def settings(folder, task, **changes):
     own = yaml.safe_load(Path(CONF, "task", f"{task}.yaml").read_text())
-    raw = {"run": str(folder), "output": None, "data": None, "device": "cpu", "seed": 0, "trust": False}
+    raw = {"run": str(folder), "output": None, "data": dict.fromkeys(PATHS), "device": "cpu", "seed": 0, "trust": False}
     return validate({**raw, "task": {**own, **changes}})
 
 

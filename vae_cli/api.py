@@ -28,7 +28,7 @@ SLACK = 1e-4  # how far beyond the data's range a value may lie
 
 
 def load(
-    run: str | os.PathLike[str], *, device: str = "auto", trust: bool | Sequence[str] = False, data: str | None = None
+    run: str | os.PathLike[str], *, device: str = "auto", trust: bool | Sequence[str] = False, data: parts.Places = None
 ) -> Trained:
     """Return the model of a finished run, in evaluation mode, with the weights that its numbers come from.
 
@@ -46,7 +46,7 @@ def load(
 
 
 def load_data(
-    run: str | os.PathLike[str], split: str = "test", *, data: str | None = None, trust: bool | Sequence[str] = False
+    run: str | os.PathLike[str], split: str = "test", *, data: parts.Places = None, trust: bool | Sequence[str] = False
 ) -> tuple[Tensor, Tensor | None]:
     """Return a split of a run's own data as an evaluation sees it: x [N, *shape] float32, y [N], [N, A] or None.
 

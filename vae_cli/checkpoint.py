@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 
 from vae_cli.disk import whole
 from vae_cli.errors import UserError, first_line
+from vae_cli.machine import is_out_of_memory
 
-FORMAT = 2
+FORMAT = 3
+MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ValueError, OverflowError)
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
@@ -58,13 +61,32 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
+        same_format = isinstance(state, dict) and str(state.pop("format", None)) == str(FORMAT)
+        undamaged = same_format and str(state.pop("digest", None)) == digest(state)
     except Exception as error:  # damaged bytes fail in as many ways as there are readers
         raise UserError(f"{path}: not a whole checkpoint (damaged, cut short or something else)") from error
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+    if not same_format:
         raise UserError(f"{path}: not a checkpoint of format {FORMAT}")
-    if state.pop("digest", None) != digest(state):
+    if not undamaged:
         raise UserError(f"{path}: damaged (its checksum does not fit what it holds)")
     return move(state, torch.device(device))
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Within the block a state is put to use; say in one line that it does not fit the run.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        yield
+    except MISFITS as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{path}: does not fit the run's settings ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def load_last(folder: Path, device: torch.device | str, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -89,6 +111,7 @@ def digest(value: Any) -> str:
 
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
+            _refuse_more_than_is_there(value)
             found.update(f"{value.dtype}{list(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
@@ -105,6 +128,14 @@ def digest(value: Any) -> str:
 
     add(value)
     return found.hexdigest()
+
+
+def _refuse_more_than_is_there(value: torch.Tensor) -> None:
+    """Refuse a tensor that would take more memory than the file that it came from."""
+    if value.layout is not torch.strided or value.device.type == "meta":
+        raise ValueError("a tensor without its numbers")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError("a tensor larger than its memory")
 
 
 def move(value: Any, device: torch.device) -> Any:

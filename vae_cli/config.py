@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vae_cli.disk import SETTINGS
+from vae_cli.disk import SETTINGS, refuse_links
 from vae_cli.errors import CONF, OVERLAYS, UserError, first_line, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
@@ -39,13 +39,26 @@ def stored(folder: Path) -> dict[str, Any]:
         UserError: they cannot be read, or are no settings.
     """
     path = folder / SETTINGS
+    refuse_links(folder)
     try:
-        found = yaml.safe_load(path.read_text())
+        found = plain_yaml(path)
     except Exception as error:  # damaged text fails in as many ways as it has types
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: holds no settings of a run")
     return found
+
+
+def plain_yaml(path: Path) -> Any:
+    """Return what a YAML file holds: plain values alone, each written out where it stands.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: it cannot be read, or holds tags or aliases; these can inflate it.
+    """
+    text = path.read_text()
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("holds an alias (*NAME)")
+    return yaml.safe_load(text)
 
 
 def validate_evaluate(raw: Any) -> Evaluate:

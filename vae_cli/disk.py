@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,18 @@ def written(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
 
 
+def refuse_links(folder: Path) -> None:
+    """Refuse the folder of a run in which something is a link, or no file: what is written there could land outside.
+
+    Raises:
+        UserError: names it.
+    """
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise UserError(f"{path}: a link or no file; the folder of a run holds files of its own alone")
+
+
 @contextmanager
 def whole(path: Path, mark: str = "") -> Iterator[Path]:
     """Within the block a file is written beside `path`, whose name it takes at the end: no reader sees a part of it.
@@ -33,6 +46,7 @@ def whole(path: Path, mark: str = "") -> Iterator[Path]:
         mark: sets apart files beside it that several processes write at once.
     """
     partial = path.with_name(f"{path.name}{mark}.partial")
+    partial.unlink(missing_ok=True)
     try:
         yield partial
         partial.replace(path)

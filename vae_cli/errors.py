@@ -21,6 +21,8 @@ EXTRAS = {  # options that Hydra's plugins bring, and the extra of ours that ins
     "hydra/sweeper=optuna": "optuna",
 }
 
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
 _MAIN = ["train"]  # the configuration of the command that runs
 _OTHERS: dict[str, list[str]] = {
     "evaluate": [],
@@ -66,7 +68,11 @@ def unknown_setting(key: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Turn an error of ours, of Hydra or of OmegaConf into one line."""
+    """Turn an error of ours, of Hydra or of OmegaConf into one line, which holds no command for a terminal."""
+    return _line(error).translate(CONTROL)
+
+
+def _line(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:

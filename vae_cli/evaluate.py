@@ -89,7 +89,7 @@ class Session:
         from vae_cli import metrics, parts
         from vae_cli.report.console import Terminal
 
-        run = parts.restore(folder, device, trust=settings.trust, data=settings.data)
+        run = parts.restore(folder, device, trust=settings.trust, data=settings.data.places)
         self.settings, self.folder, self.step = settings, folder, run.step
         self.config, self.vae, self.spec = run.config, run.vae, run.spec
         self.dataset: Dataset = parts.data_of(run, folder)

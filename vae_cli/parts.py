@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vae_cli import checkpoint
-from vae_cli.config import MOVES, differing, stays, stored, validate
+from vae_cli.config import MOVES, PATHS, differing, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
@@ -22,7 +22,9 @@ from vae_cli.schema import Config, Part, command, foreign
 from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
-SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std")
+Places = str | Mapping[str, str] | None
+SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std",
+        "train examples", "valid examples", "test examples")  # fmt: skip
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -120,13 +122,13 @@ class Restored:
     step: int | None  # that the weights are of
 
 
-def settings_of(folder: Path, *, trust: Trust = False, data: str | None = None) -> Config:
+def settings_of(folder: Path, *, trust: Trust = False, data: Places = None) -> Config:
     """Return the configuration that a run folder was trained with.
 
     Args:
         folder: of the run.
         trust: whose parts may be built besides vae_cli's own: packages by name, or true for all. Their code would run.
-        data: where the data are now, in place of the run's data.path or data.root.
+        data: where the data are now: in place of the run's data.path or data.root, or of each setting that is named.
 
     Raises:
         UserError: there is no run, its settings cannot be read, or they name foreign parts.
@@ -145,20 +147,28 @@ def settings_of(folder: Path, *, trust: Trust = False, data: str | None = None) 
             )
     if key := command(raw["data"], trust):
         raise UserError(f"data.{key}={raw['data'][key]}: a command; trust=[pipe] lets it run, if you trust {folder}")
-    return _with_data(raw, data)
+    try:
+        return _with_data(raw, data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def _with_data(raw: dict[str, Any], data: str | None) -> Config:
+def _with_data(raw: dict[str, Any], data: Places) -> Config:
     """Type settings whose data may have moved, or be out of reach: a model needs none."""
     key = "root" if "root" in raw["data"] else "path"
-    where = os.path.abspath(data) if data is not None else raw["data"].get(key)
-    if where is None:
+    moved = {key: data} if isinstance(data, str) else data or {}
+    if unknown := [each for each in moved if each not in raw["data"]]:
+        known = ", ".join(f"data.{each}" for each in PATHS if each in raw["data"])
+        raise UserError(f"data.{unknown[0]}: no setting of the run's data (allowed: {known or 'none'})")
+    places = {each: os.path.abspath(where) for each, where in moved.items()}
+    where = {key: raw["data"].get(key)} | places
+    if where[key] is None:
         return validate(raw)
-    config = validate({**raw, "data": {**raw["data"], key: "."}})
-    return config.model_copy(update={"data": config.data.model_copy(update={key: where})})
+    config = validate({**raw, "data": {**raw["data"], **dict.fromkeys(where, ".")}})
+    return config.model_copy(update={"data": config.data.model_copy(update=where)})
 
 
-def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: str | None = None) -> Restored:
+def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: Places = None) -> Restored:
     """Rebuild the model of a finished run with the weights that its numbers come from, in evaluation mode.
 
     Raises:
@@ -168,15 +178,18 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: s
     best = folder / "checkpoints" / "best.pt"
     path = folder / "checkpoints" / "last.pt" if config.trainer.final == "last" or not best.is_file() else best
     state = checkpoint.load(path, device)
-    refuse_others(path, state, config)
-    try:
+    with checkpoint.fitting(path):
+        refuse_others(path, state, config)
         spec = Spec.from_dict(state["spec"])
         vae = build(config, spec).to(device)
         vae.load_state_dict(state.get("averaged") or state["model"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: its weights do not fit the run's settings ({first_line(error)})") from error
-    about = {**state["spec"], **state.get("sizes", {})}
+        about = about_data(state)
     return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+
+
+def about_data(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint tells of the data, as `changed` compares it."""
+    return {**state["spec"], **state["sizes"], **state["examples"]}
 
 
 def refuse_others(path: Path, state: dict[str, Any], config: Config) -> None:
@@ -198,16 +211,16 @@ def data_of(run: Restored, folder: Path) -> Dataset:
     """
     dataset = load_dataset(run.config)
     if change := changed(run.about, dataset):
-        raise UserError(f"run={folder}: the data changed since the run ({change}); data=PATH says where its own are")
+        raise UserError(f"run={folder}: the data changed since the run ({change}); data.path says where its own are")
     return dataset
 
 
 def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
     """Say how data differ from those a checkpoint tells of; None where they do not."""
-    now = {**dataset.spec.to_dict(), **dataset.sizes}
+    now = {**dataset.spec.to_dict(), **dataset.sizes, **dataset.examples}
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
-            shown = "" if key in ("mean", "std") else f": {then[key]}, now {now.get(key)}"
+            shown = "" if key in ("mean", "std", *dataset.examples) else f": {then[key]}, now {now.get(key)}"
             return f"{key}{shown}"
     return None
 

@@ -14,11 +14,12 @@ import torch
 from vae_cli import checkpoint, diagnosis, metrics, parallel
 from vae_cli.config import flat, refuse_without_validation
 from vae_cli.data import Dataset, Resident
+from vae_cli.disk import refuse_links
 from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
 from vae_cli.machine import memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
-from vae_cli.parts import assemble, build, changed, load_dataset, name_of, refuse_others
+from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others
 from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
@@ -52,6 +53,7 @@ def train(
         UserError: something the person can mend.
     """
     device = choose_device(config.trainer.device)
+    refuse_links(folder)
     parallel.start(device)
     with locked(folder) if parallel.rank() == 0 else nullcontext(), memory_told(), parallel.losses_told():
         if parallel.rank() == 0 and not resume and (folder / "checkpoints" / checkpoint.LAST).is_file():
@@ -84,7 +86,11 @@ def _train(
     objective = _objective(config, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
-    last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
+    stored = folder / "checkpoints" / checkpoint.LAST
+    with checkpoint.fitting(stored):
+        last, best = (
+            parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
+        )
     last, best = checkpoint.move((last, best), device)
     reporter = _reporter(folder, dataset, vae, last)
     try:
@@ -92,7 +98,8 @@ def _train(
         if config.trainer.prune and sweeping:
             trainer.hopeless = _rule(config, folder, dataset, trainer)
         if last is not None:
-            trainer.load_state_dict(last, best)
+            with checkpoint.fitting(stored):
+                trainer.load_state_dict(last, best)
             trainer.kept = trainer.step
         if accepted is not None:
             accepted()
@@ -141,7 +148,7 @@ def _states(
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
     last = checkpoint.load_last(folder / "checkpoints", "cpu", tell)
-    if change := changed({**last["spec"], **last["sizes"]}, dataset):
+    if change := changed(about_data(last), dataset):
         raise UserError(f"resume={folder}: the data changed since the run began ({change})")
     refuse_others(folder / "checkpoints" / checkpoint.LAST, last, config)
     path = folder / "checkpoints" / checkpoint.BEST
@@ -151,11 +158,13 @@ def _states(
         tell(f"{error}; the best weights are sought anew from here on")
         return last, None
     refuse_others(path, best or last, config)
+    if not isinstance(last["step"], int):
+        raise TypeError("its step is no count")
     return last, best
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:
-    return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes}
+    return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes, "examples": dataset.examples}
 
 
 def _objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:

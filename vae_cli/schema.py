@@ -22,14 +22,18 @@ def _amount(value: int | float) -> int | float:
 
 
 def _exists(path: str) -> str:
-    if not Path(path).exists():
+    try:
+        found = Path(path).exists()
+    except (OSError, ValueError):  # no name that a file can have
+        found = False
+    if not found:
         raise ValueError("nothing is there; a path that exists")
     return path
 
 
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # within float32, and so is what becomes of it
+Positive = Annotated[float, Field(gt=0, le=1e30)]
 COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read
 EVERY = r"^(\d+(?:\.\d+)?) ?(step|epoch|minute)s?$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -460,8 +464,24 @@ class Trainer(Settings):
     precision: Literal["fp32", "tf32", "bf16"]
     compile: bool
     cuda_graph: bool | Literal["auto"]
-    threads: Count | Literal["auto"]
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     deterministic: bool
+
+
+class Moved(Settings):
+    """Where the data of a run are now, if they have moved: the settings under data that are paths."""
+
+    root: str | None
+    path: str | None
+    labels: str | None
+    valid_path: str | None
+    test_path: str | None
+    index: str | None
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Those that were given."""
+        return self.model_dump(exclude_none=True)
 
 
 class Evaluate(Settings):
@@ -475,7 +495,7 @@ class Evaluate(Settings):
         Literal["elbo", "log_likelihood", "aggregate", "amortisation", "probe", "disentanglement", "quality", "fid"]
     ]
     amortisation_examples: Annotated[int, Field(ge=2)]
-    data: str | None
+    data: Moved
     batch_size: Count | None
     compile: bool
     device: Literal["auto", "cpu", "cuda", "mps"]

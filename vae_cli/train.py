@@ -19,6 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
@@ -62,9 +63,12 @@ def _run() -> None:
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
     """Check what Hydra would take amiss, and send it to the folder of the run to go on with, if any."""
+    arguments = sorted(arguments, key=lambda each: each not in ("-m", "--multirun"))  # Hydra wants them first
     _remember_own_options(arguments)
     for argument in arguments:
-        key, _, value = argument.partition("=")
+        key, equals, value = argument.partition("=")
+        if equals and not key.strip("+~"):
+            raise UserError(f"{argument}: has no key; KEY=VALUE is allowed")
         if key in errors.groups() and key not in OVERLAYS and (value == "null" or value.startswith("[")):
             raise UserError(f"{argument}: one option of conf/{key} is allowed (a sweep of several: -m {key}=A,B)")
     several = bool({"-m", "--multirun"} & set(arguments))
@@ -280,16 +284,26 @@ def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume:
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings a run was accepted with, resolved, and what was typed to get them, resumptions included."""
-    earlier = folder / ".hydra" / "overrides.yaml"
-    typed = [*(OmegaConf.load(earlier) if earlier.is_file() else []), *HydraConfig.get().overrides.task]
+    typed = [*_typed_before(folder), *HydraConfig.get().overrides.task]
     for name, content in (
         ("config", settings),
-        ("overrides", [each for each in dict.fromkeys(typed) if not each.startswith("resume=")]),
+        ("overrides", [each for each in dict.fromkeys(typed) if not each.startswith("resume=") and "${" not in each]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
         path = folder / ".hydra" / f"{name}.yaml"
         with written(path), whole(path) as partial:
             OmegaConf.save(OmegaConf.create(content), partial)
+
+
+def _typed_before(folder: Path) -> list[str]:
+    """Return the overrides that a run was begun with; none where what stands there are none."""
+    from vae_cli.config import plain_yaml
+
+    try:
+        found = plain_yaml(folder / ".hydra" / "overrides.yaml")
+    except (OSError, ValueError, YAMLError, RecursionError):
+        return []
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vae_cli.data.resident import Resident, place
 from vae_cli.data.stream import Stream
 from vae_cli.errors import UserError
 
+WATCHED = 64  # examples of each split that are compared when a run finds its data again
 SUPPORTS = ("binary", "unit", "levels", "real")
 
 
@@ -104,6 +105,12 @@ class Dataset:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         return {split: len(part) for split, part in parts.items() if part is not None}
 
+    @property
+    def examples(self) -> dict[str, list[float]]:
+        """The means of some examples of each split and of their labels, by which changed data are known."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {f"{split} examples": _means(part) for split, part in parts.items() if isinstance(part, Examples)}
+
     def resident(self, split: str, device: torch.device, resident: bool | str = "auto") -> Resident | None:
         """Return a split for the device, or None where there is none; `resident` says where its examples shall be."""
         examples = getattr(self, split)
@@ -143,6 +150,13 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
     )
     how = kind if kind in ("bernoulli", "static", "threshold") else None
     return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind, how)
+
+
+def _means(examples: Examples) -> list[float]:
+    """Return the mean of each of WATCHED examples, and of its labels, all evenly apart."""
+    some = examples[torch.linspace(0, len(examples) - 1, min(WATCHED, len(examples))).long()]
+    parts = [some.x[:]] + ([] if some.y is None else [some.y])
+    return [mean for part in parts for mean in part.double().reshape(len(part), -1).mean(1).tolist()]
 
 
 def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Examples:

@@ -134,6 +134,7 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8)), levels
     if x.dtype.kind not in "uif":
         raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
+    _refuse_coarse(path, x)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(values).all():
@@ -141,6 +142,21 @@ def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
     if ((values == 0) | (values == 1)).all():
         return torch.from_numpy(values.astype(np.uint8)), 2
     return torch.from_numpy(values), None
+
+
+def _refuse_coarse(path: str, x: np.ndarray) -> None:
+    """Refuse numbers that vary by less about their mean than float32 tells apart: times since 1970, say."""
+    if x.dtype.itemsize <= 4 or len(x) < 2 or not np.isfinite(x).all():
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        size, spread = np.abs(x).max(0).astype(np.float64).ravel(), x.std(0, dtype=np.float64).ravel()
+    coarse = (spread > 1e-12 * size) & (2.0**-24 * size > 0.01 * spread)
+    if coarse.any():
+        k = int(coarse.argmax())
+        raise UserError(
+            f"data.path={path}: element {k} of `x` varies by {spread[k]:.3g} where it comes to {size[k]:.10g}, "
+            "less than float32 tells apart; subtract its mean"
+        )
 
 
 def _in_place(path: str, x: np.ndarray) -> tuple[Mapped, int | None]:
@@ -188,7 +204,7 @@ def _refuse_infinite(path: str, values: np.ndarray, first: int) -> None:
 
 def named(given: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     """Return labels and the names of their classes, in sorted order; attributes have none."""
-    if y.dtype.kind == "f" and y.ndim == 1 and (y == np.round(y)).all():
+    if y.dtype.kind == "f" and y.ndim == 1 and (np.abs(y) < 2**53).all() and (y == np.round(y)).all():
         y = y.astype(np.int64)
     if y.dtype.kind in "uibUS" and y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]

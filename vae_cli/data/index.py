@@ -25,7 +25,7 @@ class Shard(Settings):
     """A tar file and the number of its examples."""
 
     file: Annotated[str, AfterValidator(_plain)]
-    examples: Annotated[int, Field(ge=0)]
+    examples: Annotated[int, Field(ge=0, lt=2**48)]
 
 
 class Index(Settings):

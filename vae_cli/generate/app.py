@@ -62,7 +62,7 @@ def generate(settings: Generate) -> list[Path]:
     from vae_cli.machine import set_up
 
     set_up()
-    model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data)
+    model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
     name = settings.task.target.removeprefix(PREFIX)
     torch.manual_seed(settings.seed)
     arguments = _arguments(getattr(tasks, name), settings, model)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vae_cli.errors import UserError
-from vae_cli.schema import Count, ExistingPath, Part, Positive, Seed, Settings
+from vae_cli.schema import Count, ExistingPath, Moved, Part, Positive, Seed, Settings
 
 Index = Annotated[int, Field(ge=0)]
 Split = Literal["train", "valid", "test"]
@@ -104,7 +104,7 @@ class Generate(Settings):
     run: str
     task: Task
     output: str | None
-    data: str | None
+    data: Moved
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed
     trust: bool | list[str]

@@ -55,8 +55,8 @@ class Board:
 
         Codes that an earlier process left there are void.
         """
-        for old in Path(self.writer.log_dir).glob("*/codes"):
-            shutil.rmtree(old.parent)
+        for old in Path(self.writer.log_dir).glob("[0-9]*/codes"):
+            shutil.rmtree(old)
         side = max(1, int(SPRITE // math.ceil(math.sqrt(len(codes)))))  # the tab takes sprites of so many pixels
         if images is not None and images.shape[-1] > side:
             images = F.interpolate(images, (side, side), mode="area")

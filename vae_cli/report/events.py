@@ -86,6 +86,7 @@ def _name(folder: Path) -> str:
 
     The seconds since 1970 in it do so by themselves until a clock is set back, or two files begin within one second.
     """
-    earlier = [int(path.name.removeprefix(PREFIX).split(".")[0]) for path in folder.glob(f"{PREFIX}[0-9]*")]
+    stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in folder.glob(f"{PREFIX}[0-9]*")]
+    earlier = [int(each) for each in stamps if each.isdecimal() and len(each) == 10]
     stamp = max([int(time.time()), *(each + 1 for each in earlier)])
     return f"{PREFIX}{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBER)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class Reporter:
 
     def history(self) -> list[dict[str, float]]:
         """Return the lines of metrics.jsonl."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        return list(logged(self.metrics))
 
     def page(self, vae: VAE, data: Resident, result: Evaluation, heading: page.Heading) -> None:
         """Write report.html: the finished run at a glance."""
@@ -204,11 +205,24 @@ class Reporter:
 
 def _truncate(metrics: Path, step: int) -> None:
     """Drop the lines after a step: the resumed run writes them again."""
-    lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-    if len(kept) < len(lines):
+    kept = [json.dumps(line) + "\n" for line in logged(metrics) if line["step"] <= step]
+    text = "".join(kept)
+    if text != metrics.read_text(errors="replace"):
         with written(metrics), whole(metrics) as partial:
-            partial.write_text("".join(kept))
+            partial.write_text(text)
+
+
+def logged(metrics: Path) -> Iterator[dict[str, float]]:
+    """Yield the lines of metrics.jsonl; what is cut short, or no line of numbers at a step, is passed over."""
+    for text in metrics.read_text(errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and {"step", "epoch"} <= set(line) and all(map(_is_number, line.values())):
+                yield line
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def plain(numbers: dict[str, Any]) -> dict[str, Any]:
