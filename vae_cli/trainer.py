@@ -369,17 +369,18 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        if best is not None and best["step"] > state["step"]:  # killed between the writes of best.pt and last.pt
-            best = best | {"score": -math.inf if state["best_score"] is None else state["best_score"]}
-        self.best, self.waited = best, state["waited"]
-        self.given_up = state["given_up"]
-        self.rollbacks, self.in_vain = state["rollbacks"], state["in_vain"]
-        self.reporter.warnings += [line for line in state["warnings"] if line not in self.reporter.warnings]
+        self.step, self.seconds, self.waited = int(state["step"]), float(state["seconds"]), int(state["waited"])
+        if best is not None:
+            best = best | {"score": float(best["score"]), "step": int(best["step"]), "epoch": float(best["epoch"])}
+            if best["step"] > self.step:  # killed between the writes of best.pt and last.pt
+                best["score"] = -math.inf if state["best_score"] is None else float(state["best_score"])
+        self.best, self.given_up = best, bool(state["given_up"])
+        self.rollbacks, self.in_vain = int(state["rollbacks"]), int(state["in_vain"])
+        self.reporter.warnings += [line for line in map(str, state["warnings"]) if line not in self.reporter.warnings]
         self.stepper.reset()
         self.stepper.sums.copy_(state["sums"])
         self.stepper.skipped.copy_(state["skipped"])
-        self.stepper.summed = state["summed"]
+        self.stepper.summed = int(state["summed"])
         randomness.load_state_dict(state["random"], self.device)
 
 

@@ -1,0 +1,189 @@
+"""Run folders that were made to harm: what they hold is refused in a line, and what is not theirs is left alone."""
+
+import copy
+import json
+import os
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TINY, command, train
+from tests.processes import Command
+from tests.test_untrusted import crafted  # noqa: F401  the fixture
+from vae_cli import api, checkpoint
+from vae_cli.data.files import named
+from vae_cli.errors import UserError
+
+SOON = 60.0  # seconds in which a command refuses
+
+
+def refused(*arguments, **named):
+    """Run a command that ends with one line, and return the line."""
+    with Command(*arguments, **named) as started:
+        done = started.done(SOON)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+LINKED = (
+    ".lock", "metrics.jsonl", "train.log", "report.html", "summary.json.partial", "figures/elbo.png", "tensorboard",
+    "checkpoints/last.pt.partial", ".hydra/config.yaml.partial", "evaluation.json", "generated",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_link_in_a_run_leads_nothing_outside(crafted, tmp_path, name):  # noqa: F811
+    victim, link = tmp_path / "victim", crafted / name
+    victim.mkdir()
+    (victim / "codes").mkdir()
+    (victim / "text").write_text("mine")
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True) if not link.is_dir() else link.rename(tmp_path / "aside")
+    link.symlink_to(victim if name in ("tensorboard", "generated") else victim / "text")
+    for line in (
+        refused(f"resume={crafted}", "trainer.steps=5"),
+        refused(f"run={crafted}", "metrics=[elbo]", module="vae_cli.evaluate"),
+    ):
+        assert f"{link}: a link or no file" in line
+    assert (victim / "text").read_text() == "mine"
+    assert sorted(os.listdir(victim)) == ["codes", "text"]
+
+
+def test_a_pipe_in_a_run_is_not_waited_for(crafted):  # noqa: F811
+    (crafted / "metrics.jsonl").unlink()
+    os.mkfifo(crafted / "metrics.jsonl")
+    assert "metrics.jsonl: a link or no file" in refused(f"resume={crafted}", "trainer.steps=5")
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12))
+
+
+@pytest.mark.parametrize("text", [BOMB, f"{BOMB}data: {{n: *a11}}\n", "data: &a {x: *a}\n", "[" * 3000])
+def test_yaml_that_grows_is_refused_at_once(crafted, text):  # noqa: F811
+    (crafted / ".hydra" / "config.yaml").write_text(text)
+    assert "config.yaml: cannot be read" in refused(f"resume={crafted}", "trainer.steps=5")
+    assert "config.yaml: cannot be read" in refused(f"run={crafted}", module="vae_cli.evaluate")
+
+
+@pytest.mark.parametrize(
+    "text", ["- kl.weight=${oc.env:SECRET}\n- data.n=200", BOMB, "- 1\n- null", "just words", "{a: 1}", "\xff"]
+)
+def test_what_was_typed_before_is_kept_where_it_is_plain(crafted, monkeypatch, text):  # noqa: F811
+    monkeypatch.setenv("SECRET", "not-to-be-told")
+    (crafted / ".hydra" / "overrides.yaml").write_text(text, encoding="latin-1")
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 0, done.stderr
+    for path in ("report.html", ".hydra/overrides.yaml", ".hydra/config.yaml"):
+        assert "not-to-be-told" not in (crafted / path).read_text()
+    assert ("data.n=200" in (crafted / ".hydra" / "overrides.yaml").read_text()) == text.endswith("n=200")
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    for tensor in (
+        torch.zeros(1).expand(10**14), torch.zeros(3).to_sparse(), torch.empty(3, device="meta"),
+    ):  # fmt: skip
+        torch.save({"format": checkpoint.FORMAT, "digest": "", "model": tensor}, tmp_path / "last.pt")
+        with pytest.raises(UserError, match="not a whole checkpoint"):
+            checkpoint.load(tmp_path / "last.pt")
+
+
+def replaced(state, key, value):
+    """A state with another value in one place, or without it, with the right checksum."""
+    state = copy.copy(state)
+    if value is None:
+        del state[key]
+    else:
+        state[key] = value
+    return state
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"a": torch.zeros(2)}, -1.5, True])
+def test_checkpoints_that_fit_nothing_are_refused_or_do_no_harm(crafted, value):  # noqa: F811
+    last, best = crafted / "checkpoints" / "last.pt", crafted / "checkpoints" / "best.pt"
+    whole, chosen = checkpoint.load(last), checkpoint.load(best)
+    for key in chosen:
+        checkpoint.save(replaced(chosen, key, value), best)
+        _passes_or_is_refused(lambda: api.load(crafted))
+    checkpoint.save(chosen, best)
+    for key in whole:
+        checkpoint.save(replaced(whole, key, value), last)
+        _passes_or_is_refused(lambda: train(crafted, *TINY, "trainer.steps=3", resume=True))
+
+
+def _passes_or_is_refused(work):
+    with suppress(UserError):
+        work()
+
+
+GARBAGE = [
+    "hello}", "{}", '{"step": "a", "epoch": 1}', '{"step": null, "epoch": 1}', '{"step": 1}', "9" * 5000, "[" * 9999,
+    '{"step": 1, "epoch": 1, "valid/elbo": null}', '{"step": 1, "epoch": NaN}', "[1]", '"a"', "\x00",
+]  # fmt: skip
+
+
+def test_lines_that_are_none_are_passed_over(crafted):  # noqa: F811
+    metrics = crafted / "metrics.jsonl"
+    metrics.write_bytes("\n".join(GARBAGE).encode() + b"\n\xff\n" + metrics.read_bytes())
+    (crafted / "tensorboard" / "events.out.tfevents.12abc.x").touch()
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 0, done.stderr
+    assert all({"step", "epoch"} <= set(json.loads(line)) for line in metrics.read_text().splitlines())
+
+
+def test_an_own_folder_beside_the_codes_is_not_deleted(crafted):  # noqa: F811
+    mine = crafted / "tensorboard" / "project" / "codes"
+    mine.mkdir(parents=True)
+    (mine.parent / "thesis.tex").write_text("mine")
+    done = command(f"resume={crafted}", "trainer.steps=5")
+    assert done.returncode == 0, done.stderr
+    assert (mine.parent / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", [lambda x: 255 - x, lambda x: x[::-1]], ids=["inverted", "in another order"])
+def test_grey_levels_that_changed_are_not_those_of_the_run(tmp_path, change):
+    x = np.random.default_rng(0).integers(0, 256, (60, 6, 6)).astype(np.uint8)
+    x[0, 0, 0] = 255
+    np.savez(tmp_path / "x.npz", x=x)
+    settings = ["data=arrays", f"data.path={tmp_path}/x.npz", *TINY[3:], "trainer.steps=2"]
+    train(tmp_path / "run", *settings)
+    np.savez(tmp_path / "x.npz", x=change(x))
+    with pytest.raises(UserError, match=r"the data changed since the run began \(train examples\)"):
+        train(tmp_path / "run", *settings, "trainer.steps=4", resume=True)
+
+
+@pytest.mark.parametrize("labels", [[np.inf, 1.0], [1e300, 1.0], [np.nan, 1.0]])
+def test_labels_that_are_no_numbers_are_no_classes(labels):
+    with pytest.raises(UserError, match="classes"):
+        named("data.path=x", np.array(labels))
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_refused(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    x[:, 1] = 1.7e9 + 100 * x[:, 1]
+    np.savez(tmp_path / "x.npz", x=x)
+    line = r"element 1 of `x` varies by .* less than float32 tells apart; subtract its mean"
+    with pytest.raises(UserError, match=line):
+        train(tmp_path / "run", "data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian")
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["kl.weight=1e308"], "kl.weight=1e+308: at most 1e+30 is allowed"),
+    (["trainer.threads=1000000"], "trainer.threads=1000000: at most 1024 or 'auto' is allowed"),
+    (["model.hidden=[100000000000000000000]"], "model.hidden=[100000000000000000000]: less than 2.14748e+09"),
+    (["=3"], "=3: has no key; KEY=VALUE is allowed"),
+    (["data=arrays", f"data.path={'x' * 5000}"], "nothing is there; a path that exists is allowed"),
+    (["data=arrays", "data.path='\x1b[31mred'"], "nothing is there; a path that exists is allowed"),
+])  # fmt: skip
+def test_settings_beyond_reason_are_refused(tmp_path, arguments, line):
+    found = refused(*arguments, f"hydra.run.dir={tmp_path}/run")
+    assert line in found
+    assert "\x1b" not in found
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path):
+    done = command("seed=1", *TINY, "-m", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0" / "summary.json").is_file()
