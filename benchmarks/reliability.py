@@ -36,8 +36,8 @@ tests. A count stands here only where nothing was lost: the first loss ends the 
 |---|---|---|---|
 """
 TESTS = {
-    "faults made to happen": ("test_faults.py", "test_hard.py", "test_surroundings.py"),
-    "crafted run folders and files": ("test_untrusted.py",),
+    "faults made to happen": ("test_faults.py", "test_hard.py", "test_moments.py", "test_surroundings.py"),
+    "crafted run folders and files": ("test_foreign_runs.py", "test_untrusted.py"),
     "searches by Hypothesis": ("test_search.py",),
 }
 
