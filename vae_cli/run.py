@@ -86,11 +86,7 @@ def _train(
     objective = _objective(config, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
-    stored = folder / "checkpoints" / checkpoint.LAST
-    with checkpoint.fitting(stored):
-        last, best = (
-            parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
-        )
+    last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
     last, best = checkpoint.move((last, best), device)
     reporter = _reporter(folder, dataset, vae, last)
     try:
@@ -98,7 +94,7 @@ def _train(
         if config.trainer.prune and sweeping:
             trainer.hopeless = _rule(config, folder, dataset, trainer)
         if last is not None:
-            with checkpoint.fitting(stored):
+            with checkpoint.fitting(folder / "checkpoints" / checkpoint.LAST):
                 trainer.load_state_dict(last, best)
             trainer.kept = trainer.step
         if accepted is not None:
@@ -147,20 +143,28 @@ def _states(
     folder: Path, config: Config, dataset: Dataset, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the last and the best state of a run, whose data must be those that were loaded now."""
-    last = checkpoint.load_last(folder / "checkpoints", "cpu", tell)
-    if change := changed(about_data(last), dataset):
-        raise UserError(f"resume={folder}: the data changed since the run began ({change})")
-    refuse_others(folder / "checkpoints" / checkpoint.LAST, last, config)
-    path = folder / "checkpoints" / checkpoint.BEST
+    path = folder / "checkpoints" / checkpoint.LAST
+    with checkpoint.fitting(path):
+        last = checkpoint.load_last(path.parent, "cpu", tell)
+        if not isinstance(last["step"], int):
+            raise TypeError("its step is no count")
+        if change := changed(about_data(last), dataset):
+            raise UserError(f"resume={folder}: the data changed since the run began ({change})")
+        refuse_others(path, last, config)
+    return last, _best_state(path.with_name(checkpoint.BEST), config, tell)
+
+
+def _best_state(path: Path, config: Config, tell: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return the best state of a run; None where there is none yet, or none that is whole."""
     try:
         best = checkpoint.load(path) if path.is_file() else None
     except UserError as error:
         tell(f"{error}; the best weights are sought anew from here on")
-        return last, None
-    refuse_others(path, best or last, config)
-    if not isinstance(last["step"], int):
-        raise TypeError("its step is no count")
-    return last, best
+        return None
+    if best is not None:
+        with checkpoint.fitting(path):
+            refuse_others(path, best, config)
+    return best
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:
