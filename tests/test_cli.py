@@ -245,7 +245,8 @@ def test_completion_offers_groups_and_options():
 def test_tensorboard_serves_the_tags_of_a_run(tmp_path):
     train(tmp_path / "run", *QUICK, "trainer.log_every=1")
     board = program.TensorBoard()
-    board.configure(argv=[None, "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "0", "--load_fast=false"])
+    loaded_first = ["--load_fast=false", "--reload_task=blocking", "--reload_interval=0"]
+    board.configure(argv=[None, "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "0", *loaded_first])
     url = board.launch()
 
     def ask(path):
