@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -50,7 +50,6 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     lambda piece, chance: piece * 2,
     lambda piece, chance: piece[::-1],
 )
-LONGEST = 3.0  # seconds after its start at most that a run is killed
 NEVER = 600.0  # seconds that a run left alone takes at most
 HANGS = 20  # seconds after which reading a file counts as hanging
 
@@ -95,43 +94,60 @@ def assert_same(folder: Path, whole: Path) -> None:
 def survive(folder: Path, kills: int, *settings: str, chance: random.Random, a_run: int = 20) -> Counter[str]:
     """Kill runs at random moments, so often in all, each started again until it ends; hold what they came to.
 
-    Moments are drawn from the whole life of a process: start-up, training, saving, the final evaluation, the report.
-    Every run must end equal to an undisturbed one.
+    Moments are drawn from the whole life of a process, as long as this machine takes for an undisturbed one: start-up,
+    training, saving, the final evaluation, the report. Every run must end equal to the undisturbed one, and one kill
+    at least must have come between the first checkpoint and the summary: kills go on until then.
 
     Args:
         folder: of all of them.
-        kills: how many there must be.
+        kills: how many there must be at least.
         settings: beyond those that all have.
         chance: draws the moments.
         a_run: kills that fall upon one run at most; it is then left to end.
     """
     arguments = [*KILLED, *settings, "resume=auto"]
-    assert command(*arguments, f"hydra.run.dir={folder}/whole").returncode == 0
+    longest = _seconds([*arguments, f"hydra.run.dir={folder}/whole"])
     found: Counter[str] = Counter()
-    while found["kills"] < kills:
+    while found["kills"] < kills or not found["amid training"]:
         run = folder / f"killed-{found['runs']}"
-        last = min(kills, found["kills"] + a_run)
-        while not _ends(run, arguments, chance.uniform(0.0, LONGEST) if found["kills"] < last else NEVER, found):
+        last = found["kills"] + min(a_run, max(1, kills - found["kills"]))
+        while not _ends(run, arguments, chance.uniform(0.0, longest) if found["kills"] < last else NEVER, found):
             pass
         found["runs"] += 1
         assert_same(run, folder / "whole")
     return found
 
 
+def _seconds(arguments: list[str]) -> float:
+    """Run a command to its end and return how long it took, without the start of the server that it is forked from."""
+    assert command("--help").returncode == 0
+    start = time.monotonic()
+    assert command(*arguments).returncode == 0
+    return time.monotonic() - start
+
+
 def _ends(run: Path, arguments: list[str], seconds: float, found: Counter[str]) -> bool:
     """Start a run or go on with it, and kill it after so long; return whether it ended before."""
     with Command(*arguments, f"hydra.run.dir={run}") as started:
-        wait_for(lambda: not started.running, seconds)
-        if ended := not started.running:
-            assert started.done().returncode == 0, started.done().stderr
-        else:
-            started.signal("SIGKILL")
-        assert not started.done().stderr, started.done().stderr
-    if not ended:
+        wait_for(lambda: not started.running, seconds, must=False)
+        with suppress(ProcessLookupError):  # it may have ended just now
+            if started.running:
+                started.signal("SIGKILL")
+        done = started.done()
+    killed = done.returncode == -signal.SIGKILL
+    assert killed or done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    if killed:
         found["kills"] += 1
+        found["amid training"] += _saved_and_not_ended(run)
         found["while a checkpoint was written"] += any((run / "checkpoints").glob("*.partial"))
         found["after training"] += (run / "summary.json").is_file()
-    return ended
+    return not killed
+
+
+def _saved_and_not_ended(run: Path) -> bool:
+    """Whether there is something to go on from, and something left to do."""
+    return (run / "checkpoints" / "last.pt").is_file() and not (run / "summary.json").is_file()
 
 
 @contextmanager

@@ -14,8 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SERVER = multiprocessing.get_context("forkserver")
@@ -86,17 +89,64 @@ def command(*arguments: object, timeout: float = 300.0, **named: object) -> subp
         return started.done(timeout)
 
 
+@contextmanager
+def started(*arguments: object, environment: Mapping[str, str] | None = None, **named: Any) -> Iterator[Any]:
+    """Start Python in a session of its own; the end of the block is its end and that of all that it started.
+
+    These may have sessions of their own, as torchrun's ranks have, or have lost their parent: what they all inherit
+    tells them.
+
+    Args:
+        arguments: of Python.
+        environment: in place of this process's.
+        named: of `subprocess.Popen`; by default both streams are pipes.
+    """
+    mark = str(uuid.uuid4())
+    environment = {**(os.environ if environment is None else environment), "STARTED_BY_TEST": mark}
+    named = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "text": True, **named}
+    launched = [sys.executable, *map(str, arguments)]
+    with subprocess.Popen(launched, env=environment, start_new_session=True, **named) as process:
+        try:
+            yield process
+        finally:
+            _kill_all(mark.encode())
+
+
+def _kill_all(mark: bytes) -> None:
+    """Kill every process that has a mark in its environment, until there is none."""
+    while found := [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _content(path)]:
+        for number in found:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file; nothing, where it has gone or is another user's."""
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
 def fresh(*arguments: object, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
     """Run vae-train in a process that nothing was done in yet: launchers of many processes need one."""
-    command = [sys.executable, "-m", "vae_cli.train", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    with started("-m", "vae_cli.train", *arguments) as process:
+        said = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait until a condition holds, or for so long."""
+def wait_for(condition: Callable[[], object], seconds: float = 120.0, *, must: bool = True) -> None:
+    """Wait until a condition holds, for so long at most; assert that it does in the end, unless it need not."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not (holds := condition()) and time.monotonic() < end:
         time.sleep(0.01)
+    assert holds or not must, f"not so within {seconds:g} s"
+
+
+def logged(folder: Path) -> bool:
+    """Whether a run has written its first metrics, and trains."""
+    path = folder / "metrics.jsonl"
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _run(

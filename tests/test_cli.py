@@ -15,7 +15,8 @@ import pytest
 from tensorboard import program
 
 from tests.conftest import ROOT, TINY, command, train
-from tests.processes import Command, wait_for
+from tests.processes import Command, logged, wait_for
+from vae_cli import checkpoint
 
 QUICK = [*TINY, "trainer.batch_size=32"]
 
@@ -89,19 +90,19 @@ def test_runs_started_at_once_each_get_a_folder(tmp_path):
 
 
 def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_the_undisturbed_one(tmp_path):
-    settings = [*QUICK, "trainer.steps=1500", "trainer.log_every=10"]
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    with Command(*settings, f"hydra.run.dir={tmp_path}/run") as started:
-        wait_for(lambda: metrics.is_file() and metrics.stat().st_size)
+    settings = [*QUICK, "trainer.log_every=10"]
+    with Command(*settings, "trainer.steps=200000", f"hydra.run.dir={tmp_path}/run") as started:
+        wait_for(lambda: logged(tmp_path / "run"))
         started.signal("SIGINT")
-        done = started.done(60)
+        done = started.done()
     assert done.returncode == 75
     assert done.stderr.startswith("vae-train: interrupted; go on with: vae-train resume=")
     assert done.stderr.count("\n") == 1
-    assert command(f"resume={tmp_path}/run").returncode == 0
-    whole = train(tmp_path / "whole", *settings)
+    step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
+    assert command(f"resume={tmp_path}/run", f"trainer.steps={step + 100}").returncode == 0
+    whole = train(tmp_path / "whole", *settings, f"trainer.steps={step + 100}")
     resumed = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert resumed["steps"] == 1500
+    assert resumed["steps"] == step + 100
     assert resumed["test/elbo"] == whole["test/elbo"]
 
 
@@ -245,7 +246,8 @@ def test_completion_offers_groups_and_options():
 def test_tensorboard_serves_the_tags_of_a_run(tmp_path):
     train(tmp_path / "run", *QUICK, "trainer.log_every=1")
     board = program.TensorBoard()
-    board.configure(argv=[None, "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "0", "--load_fast=false"])
+    loaded_first = ["--load_fast=false", "--reload_task=blocking", "--reload_interval=0"]
+    board.configure(argv=[None, "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", "0", *loaded_first])
     url = board.launch()
 
     def ask(path):

@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.ordeals import assert_same, equal, full_after, history, numbers, soak, survive, weights
-from tests.processes import Command, wait_for
+from tests.processes import Command, logged, wait_for
 from vae_cli import checkpoint
 from vae_cli.errors import UserError
 from vae_cli.lock import locked
@@ -132,9 +132,9 @@ def _assert_no_growth(found):
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, name):
     folder = tmp_path / "run"
     with Command(*LONG, "trainer.steps=200000", f"hydra.run.dir={folder}") as started:
-        wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0)
+        wait_for(lambda: logged(folder))
         started.signal(name)
-        done = started.done(60)
+        done = started.done()
     assert done.returncode == 75
     assert done.stderr.startswith("vae-train: interrupted; go on with: vae-train resume=")
     step = checkpoint.load(folder / "checkpoints" / "last.pt")["step"]

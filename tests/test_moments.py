@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, command, configure, train
+from tests.conftest import TINY, command, configure, train
 from tests.ordeals import curves, equal, weights
-from tests.processes import Command, wait_for
+from tests.processes import Command, started, wait_for
 from vae_cli import checkpoint, run, sweep
 from vae_cli.data import cache
 from vae_cli.errors import UserError
@@ -95,10 +95,10 @@ def test_a_start_that_came_too_late_to_be_the_first_leaves_the_run_alone(tmp_pat
 
 def test_a_run_killed_before_its_first_checkpoint_says_how_to_begin_anew(tmp_path):
     folder = tmp_path / "run"
-    with Command(*TINY, "trainer.steps=100000", f"hydra.run.dir={folder}") as started:
+    with Command(*TINY, "trainer.steps=200000", "trainer.checkpoint_every=200000", f"hydra.run.dir={folder}") as begun:
         wait_for(lambda: (folder / "metrics.jsonl").is_file())
-        started.signal("SIGKILL")
-        started.done()
+        begun.signal("SIGKILL")
+        begun.done()
     again = command(*SHORT, f"hydra.run.dir={folder}")
     assert (again.returncode, again.stderr) == (1, f"vae-train: error: hydra.run.dir={folder}: holds a run already, "
         "which saved nothing yet; begin it anew with resume=auto, or choose another folder\n")  # fmt: skip
@@ -166,16 +166,16 @@ def test_a_job_that_was_given_up_stays_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("output", ["a pipe that closes", "/dev/full"])
 def test_a_run_outlives_what_its_output_goes_to(tmp_path, output):
-    start = [sys.executable, "-m", "vae_cli.train", *SHORT, "trainer.steps=400", f"hydra.run.dir={tmp_path}/run"]
+    start = ["-m", "vae_cli.train", *SHORT, "trainer.steps=400", f"hydra.run.dir={tmp_path}/run"]
     pipe = output == "a pipe that closes"
     with (
         open(os.devnull if pipe else output, "w") as sink,
-        subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE if pipe else sink, stderr=subprocess.PIPE) as process,
+        started(*start, stdout=subprocess.PIPE if pipe else sink) as process,
     ):
         if pipe:
             process.stdout.readline()
             process.stdout.close()
-        assert process.wait(120) == 0, process.stderr.read()
+        assert process.wait(300) == 0, process.stderr.read()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 400
     assert "400 steps of 32" in (tmp_path / "run" / "train.log").read_text()
 

@@ -3,15 +3,17 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests import ranks as compositions
 from tests.conftest import ROOT, command
+from tests.processes import started, wait_for
 from vae_cli.errors import UserError
 from vae_cli.trainer import refuse_uneven
 
@@ -22,13 +24,25 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("R
 }
 
 
-def torchrun(*arguments, wait=True):
-    """Start ranks on this machine."""
-    launched = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1", *map(str, arguments)]
-    process = subprocess.Popen(
-        launched, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return (process.communicate(timeout=240)[0], process.returncode) if wait else process
+def launched(*arguments):
+    """Start ranks on this machine; the end of the block is theirs."""
+    return python("-m", "torch.distributed.run", "--local-addr=127.0.0.1", *arguments)
+
+
+def python(*arguments):
+    """Start Python in the ranks' environment, with one stream for all that is said."""
+    return started(*arguments, environment=ENVIRONMENT, stderr=subprocess.STDOUT)
+
+
+def finished(process):
+    """Wait for the end of what was started, and return what it said and its exit code."""
+    return process.communicate(timeout=300)[0], process.returncode
+
+
+def torchrun(*arguments):
+    """Let ranks on this machine come to their end."""
+    with launched(*arguments) as process:
+        return finished(process)
 
 
 def lines(folder):
@@ -49,7 +63,9 @@ def assert_equal(folder, other, tolerance=1e-4, steps=20):
 def alone(tmp_path_factory):
     """The compositions, trained by one process."""
     folder = tmp_path_factory.mktemp("alone")
-    subprocess.run([sys.executable, "-m", "tests.ranks", str(folder)], cwd=ROOT, env=ENVIRONMENT, check=True)
+    with python("-m", "tests.ranks", folder) as process:
+        said, code = finished(process)
+    assert code == 0, said
     return folder
 
 
@@ -80,10 +96,10 @@ def test_a_rank_that_is_killed_ends_the_run_and_torchrun_goes_on_with_it(tmp_pat
     arguments = [*SMALL, "trainer.steps=4000", "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
     run = tmp_path / "run"
     launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "vae_cli.train"]
-    process = torchrun(*launch, *arguments, f"hydra.run.dir={run}", wait=False)
-    kill_one_rank(process, run)
-    said = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, said
+    with launched(*launch, *arguments, f"hydra.run.dir={run}") as process:
+        kill_one_rank(process, run)
+        said, code = finished(process)
+    assert code == 0, said
     assert (
         "vae-train: error: another rank was lost (the launcher's log says which); the last checkpoint is kept" in said
     )
@@ -95,13 +111,16 @@ def test_a_rank_that_is_killed_ends_the_run_and_torchrun_goes_on_with_it(tmp_pat
 
 def kill_one_rank(process, run):
     """Kill the last of torchrun's ranks without warning, once there is a checkpoint."""
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.pt").is_file():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: (run / "checkpoints" / "last.pt").is_file() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
+
+
+def free_port():
+    """Return a port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.mark.slow
@@ -110,12 +129,13 @@ def test_one_of_three_machines_loses_its_rank_and_the_run_ends_as_if_it_had_not(
     run, one = tmp_path / "run", tmp_path / "one"
     launch = [
         "--nnodes=3", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:29533", "--rdzv-id=three", "-m", "vae_cli.train",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=three", "-m", "vae_cli.train",
     ]  # fmt: skip
-    machines = [torchrun(*launch, *arguments, f"hydra.run.dir={run}", wait=False) for _ in range(3)]
-    kill_one_rank(machines[-1], run)
-    said = [machine.communicate(timeout=300)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0, 0], said
+    with ExitStack() as ends:
+        machines = [ends.enter_context(launched(*launch, *arguments, f"hydra.run.dir={run}")) for _ in range(3)]
+        kill_one_rank(machines[-1], run)
+        said, codes = zip(*map(finished, machines), strict=True)
+    assert codes == (0, 0, 0), said
     assert "going on at step" in "".join(said)
     assert command(*arguments, f"hydra.run.dir={one}").returncode == 0
     assert_equal(run, one, steps=300)

@@ -26,7 +26,7 @@ from torchvision import datasets
 
 from tests.conftest import TINY, command, train
 from tests.ordeals import assert_same, curves, equal, full_after, killed_after, numbers, weights
-from tests.processes import Command, wait_for
+from tests.processes import Command, logged, wait_for
 from vae_cli import api
 from vae_cli.data import vision
 from vae_cli.errors import UserError
@@ -209,8 +209,8 @@ def test_a_path_with_spaces_and_letters_of_any_language(tmp_path):
 def _line_of_an_interrupted_run(folder):
     """Interrupt a run, and return the arguments that it says to go on with, as the shell would split them."""
     quoted = str(folder).replace("'", "\\'")
-    with Command(*TINY, "trainer.steps=20000", f"hydra.run.dir='{quoted}'", cwd=folder.parent) as started:
-        wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size)
+    with Command(*TINY, "trainer.steps=200000", f"hydra.run.dir='{quoted}'", cwd=folder.parent) as started:
+        wait_for(lambda: logged(folder))
         started.signal("SIGTERM")
         return shlex.split(started.done().stderr.partition("go on with: vae-train ")[2])
 
@@ -235,7 +235,7 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch, jump):
     train(tmp_path / "run", *SHORT, resume=True)
     assert looked[0]
     assert_same(tmp_path / "run", tmp_path / "whole")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_seconds"] < 60
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_seconds"] < 3600
 
 
 # ── a checkpoint of another run ──────────────────────────────────────────────────────────────────────────────────────

@@ -3,17 +3,17 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from joblib import cpu_count
 
 from tests.conftest import ROOT, TINY, command, configure, train
-from tests.processes import fresh
+from tests.processes import fresh, logged, started, wait_for
 from vae_cli import run
 from vae_cli.errors import EXTRAS
 from vae_cli.pruning import MedianRule
@@ -146,22 +146,19 @@ def test_joblib_runs_jobs_beside_one_another_and_lists_what_failed(tmp_path, tol
 def test_an_interrupted_sweep_leaves_no_process_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "sweep"
     sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", *LONG, f"hydra.sweep.dir={folder}"]
-    begun = [sys.executable, "-m", "vae_cli.train", *sweep]
-    with subprocess.Popen(
-        begun, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with started("-m", "vae_cli.train", *sweep, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: len(list(folder.glob("*/checkpoints/last.pt"))) == 2 or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
         workers = [int(path.read_text()) for path in folder.glob("*/.lock")]
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
+        wait_for(lambda: not any(map(alive, workers)), seconds=30)
     assert process.returncode == 75
     *kept, auto, where = errors.rsplit(" ", 2)
     assert kept[0].startswith("vae-train: interrupted; go on with: vae-train -m hydra/launcher=joblib")
     assert auto == "resume=auto"
     assert (ROOT / where.strip().removeprefix("hydra.sweep.dir=")).resolve() == folder
     assert len(workers) == 2
-    wait_for(lambda: not any(map(alive, workers)), seconds=5)
-    assert not any(map(alive, workers))
 
 
 def alive(pid):
@@ -169,31 +166,25 @@ def alive(pid):
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-
-
 @needs("hydra_plugins.hydra_submitit_launcher")
 def test_a_preempted_job_of_submitit_is_requeued_and_goes_on(tmp_path, told):
     """As Slurm would: SIGTERM as a warning, which submitit passes over, then the signal that requeues."""
     arguments, threads = told
     folder = tmp_path / "sweep"
-    sweep = ["hydra/launcher=submitit_local", "seed=1", *SMALL, "trainer.steps=400", "trainer.log_every=10",
+    lengthy = ["trainer.steps=4000", "trainer.validate_every=2000", "model.hidden=[16]", "trainer.batch_size=32"]
+    sweep = ["hydra/launcher=submitit_local", "seed=1", *SMALL, *lengthy, "trainer.log_every=10",
              "trainer.checkpoint_every=100000", f"hydra.sweep.dir={folder}"]  # fmt: skip
-    begun = [sys.executable, "-m", "vae_cli.train", *map(str, [*arguments, *sweep])]
-    with subprocess.Popen(begun, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        metrics = folder / "0" / "metrics.jsonl"
-        wait_for(lambda: (metrics.exists() and metrics.stat().st_size) or process.poll() is not None)
+    with started("-m", "vae_cli.train", *arguments, *sweep, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: logged(folder / "0") or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
         job = int((folder / "0" / ".lock").read_text())
         os.kill(job, signal.SIGTERM)
         os.kill(job, signal.SIGUSR2)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    log = (folder / "0" / "train.log").read_text()
-    assert log.count("going on at step ") == 1
-    train(tmp_path / "whole", *SMALL, "trainer.steps=400", "seed=1")
+    (step,) = re.findall(r"going on at step (\d+)", (folder / "0" / "train.log").read_text())
+    assert 0 < int(step) < 4000
+    train(tmp_path / "whole", *SMALL, *lengthy, "seed=1")
     assert summary(folder / "0")["test/elbo"] == summary(tmp_path / "whole")["test/elbo"]
     assert set(threads()) == {1}
 
