@@ -19,6 +19,7 @@ from tests.conftest import TINY, train
 from vae_cli import diagnosis
 from vae_cli.data import Spec
 from vae_cli.report import page, pictures
+from vae_cli.report.console import Terminal
 
 EVIL = "<script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>"
 CALLS_HOME = ("google", "gvt1.com")  # what the browser asks for itself, whatever it shows
@@ -142,6 +143,17 @@ def test_a_setting_or_a_measure_with_dollars_is_drawn(tmp_path):
     figures.over_setting([(1.0, [2.0])], "own.$x_$", "test/$x_$", tmp_path / "b.png")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width < 1500
+
+
+def test_what_the_terminal_shows_stands_there_letter_by_letter(tmp_path, capsys):
+    terminal, odd = Terminal(tmp_path / "train.log"), "runs/[/x]/[red]:cat:"
+    summary = {"test/elbo": -1.0, "test/[/kl]": 1.0}
+    terminal.numbers_of(summary, "test", f"{odd}/numbers")
+    terminal.table(summary, f"{odd}/table")
+    terminal.line(f"{odd}/caf\udce9")
+    shown = capsys.readouterr().out
+    assert all(each in shown for each in (f"{odd}/numbers", f"{odd}/table", rf"{odd}/caf\udce9", "[/kl]"))
+    assert (tmp_path / "train.log").read_text() == f"{odd}/caf\\udce9\n"
 
 
 @pytest.mark.parametrize("extra", [
