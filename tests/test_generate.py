@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
 from vae_cli.config import check
+from vae_cli.data import files
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.app import generate, validate
 from vae_cli.generate.latent import between
@@ -326,3 +327,60 @@ def test_labels_that_do_not_fit_are_told(folders):
         plain.sample(4, y=3)
     with pytest.raises(ValueError, match="at least 0 is allowed"):
         plain.sample(4, temperature=-1.0)
+
+
+def claiming(path, shape):
+    """An .npy of a few bytes whose header claims an array of that shape."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.write(bytes(64))
+
+
+def test_faulty_codes_get_one_line(folders, tmp_path):
+    path = tmp_path / "codes.npz"
+    good = np.zeros((4, 20), "float32")
+    np.savez(path, z=good)
+    whole = path.read_bytes()
+    for fault, line in (
+        (whole[: len(whole) // 2], "cannot be read (damaged or cut short"),
+        (b"z", "no NumPy file"),
+        ({"x": good, "w": good}, "holds x, w; codes must be under `z`"),
+        ({"z": good[:0]}, "codes of shape [0, 20]; [N, 20] with N ≥ 1 is allowed"),
+        ({"z": good + 1j}, "codes of type complex64; numbers are allowed"),
+        ({"z": good.astype(str)}, "codes of type <U32; numbers are allowed"),
+        (
+            {"z": np.where(np.eye(4, 20)[::-1] > 0, np.nan, good)},
+            "NaN, infinity or beyond float32 in `z` (first in code 0)",
+        ),
+        ({"z": np.full((2, 20), 1e300)}, "NaN, infinity or beyond float32 in `z` (first in code 0)"),
+        ({"z": good.astype(object)}, "cannot be read (it holds Python objects"),
+    ):
+        path.write_bytes(fault) if isinstance(fault, bytes) else np.savez(path, **fault)
+        with pytest.raises(UserError) as told:
+            generate(settings(folders["plain"], "decode", codes=str(path)))
+        assert str(told.value).startswith(f"task.codes={path}: {line}")
+    np.savez(path, z=good, y=np.arange(3))
+    with pytest.raises(UserError, match=r"4 codes in `z` but 3 labels in `y`"):
+        generate(settings(folders["labels"], "decode", codes=str(path)))
+
+
+@pytest.mark.parametrize(("task", "key"), [("decode", "codes"), ("impute", "mask"), ("encode", "source")])
+def test_a_file_that_claims_more_than_there_is_memory_is_refused_unread(folders, tmp_path, monkeypatch, task, key):
+    claiming(tmp_path / "claims.npy", (10**11, 20))
+    np.savez_compressed(tmp_path / "inflates.npz", z=np.zeros((50_000, 20), "float32"))
+    monkeypatch.setattr(files, "free_memory", lambda: 2**20)
+    for name, size in (("claims.npy", "7450.6"), ("inflates.npz", "0.0")):
+        given = {key: str(tmp_path / name)}
+        with pytest.raises(UserError, match=rf"task\.{key}=.*{name}: its arrays need {size} GiB"):
+            generate(settings(folders["plain"], task, **given))
+
+
+def test_a_mask_that_cannot_be_read_is_told_of_by_its_key(folders, tmp_path):
+    (tmp_path / "mask.png").write_text("no picture")
+    np.savez(tmp_path / "mask.npz", a=np.ones((8, 8)), b=np.ones((8, 8)))
+    for name, line in (("mask.png", "task.mask: .*cannot be read as an image"), ("mask.npz", "holds a, b; one array")):
+        with pytest.raises(UserError, match=line):
+            generate(settings(folders["plain"], "impute", mask=str(tmp_path / name)))
+    np.save(tmp_path / "mask.npy", np.eye(8) > 0)
+    known = made(folders["plain"], "impute", mask=str(tmp_path / "mask.npy"), n=2, steps=1)["known"]
+    np.testing.assert_array_equal(known[0], np.eye(8, dtype=bool))

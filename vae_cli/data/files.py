@@ -55,6 +55,21 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
 
 def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return `x` and `y` of a file; a large .npy as the memory map that it is."""
+    content = contents(key, path, "x")
+    if "x" not in content and len(content) != 1:
+        raise UserError(f"{key}={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
+    x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
+    if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
+        raise UserError(f"{key}={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
+    return x, y
+
+
+def contents(key: str, path: Path, name: str) -> dict[str, Any]:
+    """Return the arrays of an .npz, or that of an .npy under a name: a large one as the memory map that it is.
+
+    Raises:
+        UserError: there is none, it is damaged, or it would not fit into memory; the line begins with the key.
+    """
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file; an .npz or .npy file is allowed")
     with path.open("rb") as file:
@@ -63,13 +78,13 @@ def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         file.seek(0)
         try:
             if path.stat().st_size > SMALL and not zipfile.is_zipfile(file):
-                return np.load(path, mmap_mode="c", allow_pickle=False), None
+                return {name: np.load(path, mmap_mode="c", allow_pickle=False)}
             file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # old headers are read all the same
                 _refuse_a_flood(key, path, file)
                 loaded: Any = np.load(file, allow_pickle=False)
-                content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+                return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
         except UserError:
             raise
         except Exception as error:
@@ -77,12 +92,6 @@ def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             if "pickle" in str(error):
                 reason = "it holds Python objects, which are never unpickled; save numbers or strings, y.astype(str)"
             raise UserError(f"{key}={path}: cannot be read ({reason})") from None
-    if "x" not in content and len(content) != 1:
-        raise UserError(f"{key}={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
-    x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
-    if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
-        raise UserError(f"{key}={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
-    return x, y
 
 
 def _refuse_a_flood(key: str, path: Path, file: BinaryIO) -> None:
