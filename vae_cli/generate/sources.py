@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli import data
-from vae_cli.api import Trained
+from vae_cli.api import SLACK, Trained
 from vae_cli.data import files
-from vae_cli.data.mapped import SMALL, Mapped
+from vae_cli.data.mapped import SMALL
 from vae_cli.errors import UserError, first_line
 from vae_cli.report.pictures import is_picture
+
+BYTE = 255  # the largest of a byte
 
 
 class Examples:
@@ -36,16 +37,20 @@ class Examples:
         return self.at(range(min(n, len(self))))
 
     def at(self, indices: Sequence[int]) -> tuple[Tensor, Any]:
-        """Return the examples at some indices, on the model's device.
+        """Return the examples at some indices, on the model's device."""
+        which = torch.tensor(list(indices))
+        device = self.model.device
+        return self.x[which].to(device), None if self.y is None else self.y[which].to(device)
+
+    def chosen(self, indices: Sequence[int], given: str) -> tuple[Tensor, Any]:
+        """Return the examples that a setting names by their indices, on the model's device.
 
         Raises:
             UserError: there is no such example.
         """
-        if max(indices) >= len(self):
-            raise UserError(f"example {max(indices)}: there are {len(self)}; 0 to {len(self) - 1} are allowed")
-        which = torch.tensor(list(indices))
-        device = self.model.device
-        return self.x[which].to(device), None if self.y is None else self.y[which].to(device)
+        if (last := max(indices)) >= len(self):
+            raise UserError(f"{given}: there is no example {last}; 0 to {len(self) - 1} are allowed")
+        return self.at(indices)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
         """Yield all examples in order, on the model's device."""
@@ -64,17 +69,51 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
     path = Path(source)
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
         return Examples(model, _pictures(model, path), None)
-    with _told_of("task.source"):
-        found = files.arrays(path=source)
-    given = found.train
-    assert isinstance(given, data.Examples)
-    if isinstance(given.x, Mapped):
-        raise UserError(f"task.source={source}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
-    x = given.x.float() / (1 if found.levels is None else found.levels - 1)
-    shape = tuple(x.shape[1:])
-    if shape != model.vae.shape:
-        raise UserError(f"task.source={source}: examples of shape {list(shape)}; {list(model.vae.shape)} is allowed")
-    return Examples(model, _binary(model, x), known_labels(model, given.y, found.names, f"task.source={source}"))
+    given = f"task.source={source}"
+    x, labels = files.read("task.source", path)
+    if isinstance(x, np.memmap):
+        raise UserError(f"{given}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
+    x = files.channels_first(given, x, labels)
+    if x.shape[1:] != model.vae.shape:
+        shape = list(model.vae.shape)
+        raise UserError(f"{given}: examples of shape {list(x.shape[1:])}; {shape} is allowed")
+    y, names = (None, None) if labels is None else files.named(given, labels)
+    return Examples(model, _binary(model, _in_own_range(model, x, given)), known_labels(model, y, names, given))
+
+
+def _in_own_range(model: Trained, x: np.ndarray, given: str) -> Tensor:
+    """Return the examples of a file in the range of the run's data, whatever is the largest value in the file.
+
+    Raises:
+        UserError: they are no numbers, or lie beyond that range.
+    """
+    if x.dtype.kind not in "uifb":
+        raise UserError(f"{given}: examples of type {x.dtype}; numbers are allowed")
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+    largest = _largest(model, x)
+    low, high = float(values.min()), float(values.max())
+    if model.bounded and not (low >= -SLACK and high <= largest + SLACK):
+        whole = f"integers 0 … {_levels(model) - 1}" if _levels(model) > 2 else "integers 0 and 1, bytes"
+        raise UserError(f"{given}: values from {low:g} to {high:g}; {whole} or fractions in [0, 1] are allowed")
+    return values / largest
+
+
+def _largest(model: Trained, x: np.ndarray) -> int:
+    """Return the integer in a file that stands for the run's 1: its largest grey level, of bytes 255 where it has none.
+
+    Fractions, and values that have no range, stand for themselves.
+    """
+    if x.dtype.kind not in "ui" or not model.bounded:
+        return 1
+    if _levels(model) > 2:
+        return _levels(model) - 1
+    return BYTE if x.dtype == np.uint8 and x.max() > 1 else 1
+
+
+def _levels(model: Trained) -> int:
+    """Return the number of grey levels of a run's data, 2 where they have none."""
+    return model.spec.levels or model.spec.dequantized or 2
 
 
 def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, given: str) -> Tensor | None:
@@ -113,7 +152,7 @@ def _pictures(model: Trained, path: Path) -> Tensor:
     colour = len(shape) == 3 and shape[0] == 3
     with _told_of("task.source"):
         decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L")
-    x = decoded.to(torch.device("cpu")).float() / 255.0
+    x = decoded.to(torch.device("cpu")).float() / BYTE
     return _binary(model, x.view(len(x), *shape))
 
 
