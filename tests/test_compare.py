@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -99,3 +100,47 @@ def test_equal_settings_are_one_row_and_a_run_counts_once(sweep):
     assert "kl.weight" not in varying([whole, broken])
     rows = compare([str(sweep), str(sweep / runs[0].folder.name)])
     assert sum(len(row.runs) for row in rows) == len(runs)
+
+
+def test_runs_that_lack_the_number_come_last_and_seeds_that_have_it_are_counted(tmp_path, capsys):
+    kinds = {1: (None, None), 2: (-30.0, None, -32.0), 3: (math.nan, 10**400, -20.0), 4: (math.inf,)}
+    for weight, values in kinds.items():
+        for seed, value in enumerate(values):
+            numbers = {"test/elbo": value, "test/kl": 1.0}
+            fake(tmp_path / f"{weight}-{seed}", numbers, seed=seed, kl__weight=weight)
+    rows = compare([str(tmp_path)])
+    assert [row.settings["kl.weight"] for row in rows] == [3, 2, 1, 4]
+    assert [row.having("test/elbo") for row in rows] == ["1 of 3", "2 of 3", "0 of 2", "0 of 1"]
+    shown = capsys.readouterr().out
+    assert "2 of 3" in shown
+    assert "1.000 ± 0.000 (3)" in shown  # of another number: of all three
+    lines = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
+    assert sorted(line["test/elbo"] for line in lines) == ["", "", "", "", "", "", "-20.0", "-30.0", "-32.0"]
+
+
+@pytest.mark.parametrize("metric", ["test/kl", "test/posterior_gap"])
+def test_what_lacks_the_number_comes_last_whichever_is_better(tmp_path, metric):
+    for weight, value in enumerate((3.0, None, 5.0)):
+        fake(tmp_path / str(weight), {metric: value}, kl__weight=weight)
+    assert compare([str(tmp_path)], metric)[-1].settings["kl.weight"] == 1
+
+
+def test_settings_and_measures_of_any_letters_are_shown(tmp_path, capsys):
+    for odd in ("[/red]", "[bold]", ":cat:", "caf\udce9", "$x_$y"):
+        fake(tmp_path / f"a{ord(odd[1])}", {"test/elbo": 1.0}, measure="[/x] :cat:", model__name=odd)
+    compare([str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert all(each in shown for each in ("[/red]", "[bold]", ":cat:", r"caf\udce9", "$x_$y", "test: [/x] :cat:"))
+
+
+def test_odd_numbers_and_settings_are_no_traceback(tmp_path):
+    for job, value in enumerate((1e308, -1e308, 5e-324)):
+        fake(tmp_path / "large" / str(job), {"test/elbo": value, "test/kl": value, "test/reconstruction": value})
+    for job, place in enumerate((math.nan, 10**400, 1e308, -1e308)):
+        fake(tmp_path / "odd" / str(job), {"test/elbo": 1.0}, kl__weight=place)
+    for name in ("large", "odd"):
+        compare([str(tmp_path / name)])
+    deep = fake(tmp_path / "deep", {})
+    (deep / "summary.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="deep: cannot be read as a run"):
+        compare([str(deep)])

@@ -1,6 +1,7 @@
 """vae-eval: a run folder in, the same model and honest numbers out."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -130,8 +131,6 @@ def test_the_command_prints_a_table(folder):
 
 
 def test_a_foreign_part_is_refused_unless_trusted(folder, tmp_path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
@@ -148,8 +147,6 @@ def test_a_foreign_part_is_refused_unless_trusted(folder, tmp_path):
 
 
 def test_weights_that_do_not_fit_are_told(folder, tmp_path):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(folder, run)
     config = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
@@ -221,6 +218,18 @@ def test_one_metric_that_fails_loses_none_of_the_others(folder, monkeypatch, cap
         evaluate(settings(folder, metrics=["aggregate", "elbo"], seed=9))
     assert "aggregate: failed (ValueError: no such thing)" in capsys.readouterr().out
     assert json.loads((folder / "evaluation.json").read_text())["test/elbo"] < 0
+
+
+def test_a_figure_that_cannot_be_written_loses_no_numbers(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    shutil.rmtree(run / "figures", ignore_errors=True)
+    (run / "figures").write_text("no folder")
+    found = evaluate(settings(run, metrics=["elbo", "log_likelihood"]))
+    assert {"test/elbo", "test/log_likelihood"} <= set(found) & set(json.loads((run / "evaluation.json").read_text()))
+    shown = capsys.readouterr().out
+    for name in ("kl_by_dimension", "log_likelihood"):
+        assert f"warning: figures/{name}_test.png: could not be written ([Errno 17] File exists" in shown
 
 
 def test_faulty_run_folders_get_one_line(tmp_path):

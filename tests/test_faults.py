@@ -19,7 +19,7 @@ from vae_cli import checkpoint
 from vae_cli.errors import UserError
 from vae_cli.lock import locked
 from vae_cli.machine import memory_told
-from vae_cli.report import Reporter
+from vae_cli.report import Reporter, reporter
 from vae_cli.schema import every
 from vae_cli.trainer import pace_of_checkpoints
 
@@ -201,15 +201,24 @@ def test_a_full_disk_is_told_by_the_files_name_and_spares_the_earlier_checkpoint
     assert not list((folder / "checkpoints").glob("*.partial"))
 
 
-def test_a_run_does_without_a_figure_that_cannot_be_written(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no such formula")])
+def test_a_run_does_without_a_figure_that_cannot_be_written(tmp_path, monkeypatch, error):
+    def failing(*_):
+        raise error
 
-    monkeypatch.setattr(Reporter, "figures", full)
+    monkeypatch.setattr(Reporter, "figures", failing)
     summary = train(tmp_path, *TINY, drawn=True)
     assert "test/elbo" in summary
     assert (tmp_path / "report.html").is_file()
-    assert "figures: could not be written ([Errno 28] No space left on device)" in (tmp_path / "train.log").read_text()
+    assert (tmp_path / "summary.json").is_file()
+    assert f"figures: could not be written ({error})" in (tmp_path / "train.log").read_text()
+
+
+def test_who_looks_for_a_fault_sees_where_a_figure_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporter, "DEBUGGING", True)
+    monkeypatch.setattr(Reporter, "figures", lambda *_: [][1])
+    with pytest.raises(IndexError):
+        train(tmp_path, *TINY, drawn=True)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """vae-generate and the Python interface: each task means what it says."""
 
 import csv
+import functools
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from sklearn.metrics import roc_auc_score
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
 from vae_cli.config import PATHS, check
+from vae_cli.data import files
 from vae_cli.errors import CONF, UserError
+from vae_cli.generate import tasks
 from vae_cli.generate.app import generate, validate
 from vae_cli.generate.latent import between
 from vae_cli.generate.schema import TASKS
@@ -265,7 +268,10 @@ def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
         ([f"run={folders['plain']}", "task.condition=3"], "has no effect, the run is not conditional"),
         ([f"run={folders['labels']}", "task.condition=10"], "a class from 0 to 9, or all, is allowed"),
         ([f"run={folders['plain']}", "task.means=3"], "task.means=3: true or false is allowed"),
-        ([f"run={folders['plain']}", "task=interpolate", "task.indices=[0,999999]"], "example 999999: there are"),
+        (
+            [f"run={folders['plain']}", "task=interpolate", "task.indices=[0,999999]"],
+            "task.indices=[0, 999999]: there is no example 999999; 0 to ",
+        ),
     ):
         done = generated(*arguments)
         assert done.returncode == 1
@@ -326,3 +332,132 @@ def test_labels_that_do_not_fit_are_told(folders):
         plain.sample(4, y=3)
     with pytest.raises(ValueError, match="at least 0 is allowed"):
         plain.sample(4, temperature=-1.0)
+
+
+def claiming(path, shape):
+    """An .npy of a few bytes whose header claims an array of that shape."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.write(bytes(64))
+
+
+def test_faulty_codes_get_one_line(folders, tmp_path):
+    path = tmp_path / "codes.npz"
+    good = np.zeros((4, 20), "float32")
+    np.savez(path, z=good)
+    whole = path.read_bytes()
+    for fault, line in (
+        (whole[: len(whole) // 2], "cannot be read (damaged or cut short"),
+        (b"z", "no NumPy file"),
+        ({"x": good, "w": good}, "holds x, w; codes must be under `z`"),
+        ({"z": good[:0]}, "codes of shape [0, 20]; [N, 20] with N ≥ 1 is allowed"),
+        ({"z": good + 1j}, "codes of type complex64; numbers are allowed"),
+        ({"z": good.astype(str)}, "codes of type <U32; numbers are allowed"),
+        (
+            {"z": np.where(np.eye(4, 20)[::-1] > 0, np.nan, good)},
+            "NaN, infinity or beyond float32 in `z` (first in code 0)",
+        ),
+        ({"z": np.full((2, 20), 1e300)}, "NaN, infinity or beyond float32 in `z` (first in code 0)"),
+        ({"z": good.astype(object)}, "cannot be read (it holds Python objects"),
+    ):
+        path.write_bytes(fault) if isinstance(fault, bytes) else np.savez(path, **fault)
+        with pytest.raises(UserError) as told:
+            generate(settings(folders["plain"], "decode", codes=str(path)))
+        assert str(told.value).startswith(f"task.codes={path}: {line}")
+    np.savez(path, z=good, y=np.arange(3))
+    with pytest.raises(UserError, match=r"4 codes in `z` but 3 labels in `y`"):
+        generate(settings(folders["labels"], "decode", codes=str(path)))
+
+
+@pytest.mark.parametrize(("task", "key"), [("decode", "codes"), ("impute", "mask"), ("encode", "source")])
+def test_a_file_that_claims_more_than_there_is_memory_is_refused_unread(folders, tmp_path, monkeypatch, task, key):
+    claiming(tmp_path / "claims.npy", (10**11, 20))
+    np.savez_compressed(tmp_path / "inflates.npz", z=np.zeros((50_000, 20), "float32"))
+    monkeypatch.setattr(files, "free_memory", lambda: 2**20)
+    for name, size in (("claims.npy", "7450.6"), ("inflates.npz", "0.0")):
+        given = {key: str(tmp_path / name)}
+        with pytest.raises(UserError, match=rf"task\.{key}=.*{name}: its arrays need {size} GiB"):
+            generate(settings(folders["plain"], task, **given))
+
+
+def test_a_mask_that_cannot_be_read_is_told_of_by_its_key(folders, tmp_path):
+    (tmp_path / "mask.png").write_text("no picture")
+    np.savez(tmp_path / "mask.npz", a=np.ones((8, 8)), b=np.ones((8, 8)))
+    for name, line in (("mask.png", "task.mask: .*cannot be read as an image"), ("mask.npz", "holds a, b; one array")):
+        with pytest.raises(UserError, match=line):
+            generate(settings(folders["plain"], "impute", mask=str(tmp_path / name)))
+    np.save(tmp_path / "mask.npy", np.eye(8) > 0)
+    known = made(folders["plain"], "impute", mask=str(tmp_path / "mask.npy"), n=2, steps=1)["known"]
+    np.testing.assert_array_equal(known[0], np.eye(8, dtype=bool))
+
+
+def scores_of(folder, source):
+    rows = csv.DictReader(generate(settings(folder, "anomaly", source=str(source), samples=8))[0].read_text().split())
+    return {int(row["index"]): float(row["log_likelihood"]) for row in rows}
+
+
+@pytest.mark.parametrize("extra", [["likelihood=categorical"], ["likelihood=gaussian", "data.dequantize=true"]])
+def test_grey_levels_of_a_file_are_the_runs_whatever_the_largest_in_it(tmp_path, extra):
+    from sklearn.datasets import load_digits
+
+    folder = finished(tmp_path / "grey", *extra, "trainer.steps=20", "trainer.log_likelihood_samples=0")
+    x = load_digits().images[:6].astype("int64")
+    bright, dark = x.clip(0, 15), x.clip(0, 15)
+    bright[5] = 16
+    found = []
+    for name, part in (("bright", bright), ("dark", dark), ("bytes", dark.astype("uint8")), ("unit", dark / 16)):
+        np.save(tmp_path / f"{name}.npy", part)
+        found.append([scores_of(folder, tmp_path / f"{name}.npy")[k] for k in range(5)])
+    assert found[0] == found[1] == found[2] == pytest.approx(found[3], rel=1e-4)
+    for name, part in (("large", x + 1), ("float", x.astype("float32"))):
+        np.save(tmp_path / f"{name}.npy", part)
+        with pytest.raises(UserError, match=r"task\.source=.*; integers 0 … 16 or fractions in \[0, 1\] are allowed"):
+            generate(settings(folder, "encode", source=str(tmp_path / f"{name}.npy")))
+
+
+def test_values_of_a_file_are_held_against_a_binary_run_before_they_are_cut(folders, tmp_path):
+    grey = np.linspace(0, 1, 64).reshape(1, 8, 8)
+    cut = (grey > 0.5).astype("float32")
+    for fits in (grey, (grey * 255).astype("uint8"), cut.astype("int64"), cut > 0):
+        np.save(tmp_path / "x.npy", fits)
+        found = made(folders["plain"], "reconstruct", source=str(tmp_path / "x.npy"))["x"]
+        np.testing.assert_array_equal(found, cut)
+    for beyond in (
+        grey * 16,
+        (grey * 16).astype("int64"),
+        grey - 0.5,
+        np.where(grey > 0.9, np.nan, grey),
+        grey * 1e300,
+    ):
+        np.save(tmp_path / "x.npy", beyond)
+        with pytest.raises(
+            UserError, match=r"task\.source=.*: values from .*; integers 0 and 1, bytes or fractions in"
+        ):
+            generate(settings(folders["plain"], "encode", source=str(tmp_path / "x.npy")))
+
+
+def test_whole_numbers_in_a_table_stand_for_themselves(folders, tmp_path):
+    np.save(tmp_path / "x.npy", np.full((2, 5), 100))
+    assert made(folders["table"], "reconstruct", source=str(tmp_path / "x.npy"))["x"] == pytest.approx(100.0)
+    np.save(tmp_path / "x.npy", np.full((2, 5), "a"))
+    with pytest.raises(UserError, match=r"task\.source=.*: examples of type <U1; numbers are allowed"):
+        generate(settings(folders["table"], "encode", source=str(tmp_path / "x.npy")))
+
+
+def test_an_example_that_is_not_there_is_told_of_by_its_setting(folders):
+    with pytest.raises(UserError, match=r"task\.index=5000: there is no example 5000; 0 to \d+ are allowed"):
+        generate(settings(folders["plain"], "traverse", index=5000))
+
+
+@pytest.mark.parametrize(("task", "line"), [
+    ("sample", r"lower task\.n$"), ("traverse", r"lower task\.dimensions or task\.steps$"),
+    ("anomaly", r"lower task\.samples$"), ("encode", r"give fewer examples at once$"),
+])  # fmt: skip
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_is_told_with_what_to_lower(folders, monkeypatch, task, line, error):
+    def exhausted(*_, **__):
+        raise error
+
+    monkeypatch.setattr(tasks, task, functools.wraps(getattr(tasks, task))(exhausted))
+    with pytest.raises(UserError, match=rf"task={task}: out of memory \(.*\); {line}"):
+        generate(settings(folders["plain"], task))

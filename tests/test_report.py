@@ -19,6 +19,7 @@ from tests.conftest import TINY, train
 from vae_cli import diagnosis
 from vae_cli.data import Spec
 from vae_cli.report import page, pictures
+from vae_cli.report.console import Terminal
 
 EVIL = "<script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>"
 CALLS_HOME = ("google", "gvt1.com")  # what the browser asks for itself, whatever it shows
@@ -116,6 +117,43 @@ def test_class_names_stand_in_the_latent_figure_as_text():
     assert "&lt;script" in text
     assert figures.INK not in text
     assert "currentColor" in text
+
+
+NAMES = ["<$10_000", "$10_000_$20_000", r"\$5$", "_hidden", "caf\udce9", "endless" * 100]
+
+
+def test_class_names_of_any_letters_cost_no_figure(tmp_path):
+    y = np.array(NAMES * 20)
+    np.savez(tmp_path / "named.npz", x=np.random.default_rng(0).integers(0, 2, (len(y), 6, 6)), y=y)
+    own = ["data=arrays", f"data.path={tmp_path}/named.npz", "conditional=label", "likelihood=bernoulli"]
+    train(tmp_path / "run", *own, "model.latent_dim=2", "trainer.steps=2", drawn=True)
+    warnings = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
+    assert [each for each in warnings if "could not be written" in each] == []
+    assert (tmp_path / "run" / "figures" / "class_samples.png").is_file()
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "run" / "report.html").read_text())
+    assert {"&lt;$10_000", "$10_000_$20_000", r"\$5$", " _hidden", r"caf\udce9", ("endless" * 4)[:23] + "…"} <= set(
+        shown
+    )
+
+
+def test_a_setting_or_a_measure_with_dollars_is_drawn(tmp_path):
+    from vae_cli.report import figures
+
+    figures.rate_distortion([(1.0, 2.0, "path=$x_$y"), (2.0, 3.0, "caf\udce9=" + "9" * 999)], tmp_path / "a.png")
+    figures.over_setting([(1.0, [2.0])], "own.$x_$", "test/$x_$", tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.width < 1500
+
+
+def test_what_the_terminal_shows_stands_there_letter_by_letter(tmp_path, capsys):
+    terminal, odd = Terminal(tmp_path / "train.log"), "runs/[/x]/[red]:cat:"
+    summary = {"test/elbo": -1.0, "test/[/kl]": 1.0}
+    terminal.numbers_of(summary, "test", f"{odd}/numbers")
+    terminal.table(summary, f"{odd}/table")
+    terminal.line(f"{odd}/caf\udce9")
+    shown = capsys.readouterr().out
+    assert all(each in shown for each in (f"{odd}/numbers", f"{odd}/table", rf"{odd}/caf\udce9", "[/kl]"))
+    assert (tmp_path / "train.log").read_text() == f"{odd}/caf\\udce9\n"
 
 
 @pytest.mark.parametrize("extra", [

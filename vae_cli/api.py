@@ -91,9 +91,14 @@ class Trained:
         return self.vae.conditional
 
     @property
+    def bounded(self) -> bool:
+        """Whether the data's own values are in [0, 1]."""
+        return self.spec.mean is None and self.spec.unit
+
+    @property
     def middle(self) -> float:
         """The middle of the data's range, in their own units where they have one range."""
-        return 0.5 if self.spec.mean is None and self.spec.unit else 0.0
+        return 0.5 if self.bounded else 0.0
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +206,7 @@ class Trained:
         if given.shape[1:] != shape:
             raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed")
         low, high = float(given.min()), float(given.max())
-        if self.spec.unit and self.spec.mean is None and (low < -SLACK or high > 1.0 + SLACK):
+        if self.bounded and (low < -SLACK or high > 1.0 + SLACK):
             whole = low >= 0.0 and high <= 255.0 and bool((given == given.round()).all())
             hint = "; divide by 255" if whole else ""
             raise ValueError(f"x runs from {low:g} to {high:g}; this model knows values in [0, 1]{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import math
@@ -14,7 +15,8 @@ from typing import Any
 
 from vae_cli.command import guarded
 from vae_cli.config import flat, stored
-from vae_cli.errors import UserError, suggest
+from vae_cli.errors import UserError, first_line, suggest
+from vae_cli.output import writable
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
 SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
@@ -47,13 +49,27 @@ class Row:
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of each run that has it."""
-        found = (run.numbers.get(metric) for run in self.runs)
-        return [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        found = (number(run.numbers.get(metric)) for run in self.runs)
+        return [value for value in found if value is not None]
 
     def mean(self, metric: str) -> float:
         """Return the mean of a metric over seeds; nan where no run has it."""
         values = self.values(metric)
         return mean(values) if values else math.nan
+
+    def having(self, metric: str) -> str:
+        """Say how many of the runs have a metric: all, or some of them."""
+        n, every = len(self.values(metric)), len(self.runs)
+        return str(every) if n == every else f"{n} of {every}"
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as a float; None for all else, which counts as missing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def main() -> None:
@@ -76,14 +92,14 @@ def compare(paths: Sequence[str], metric: str | None = None, output: str | None 
     runs = list(found.values())
     refuse_incomparable(runs)
     chosen = _metric(runs, metric)
-    rows = sorted(group(runs), key=lambda row: row.mean(chosen), reverse=not chosen.endswith(LESS_IS_BETTER))
+    rows = ranked(group(runs), chosen)
     varied = [key for key in varying(runs) if key != SEED]
     _print(rows, varied, chosen, str(runs[0].numbers.get("measure", "")))
     folder = Path(output) if output else Path(paths[0]) if not (Path(paths[0]) / "summary.json").is_file() else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for path in (_csv(rows, varied, folder / "comparison.csv"), *_figures(rows, varied, chosen, folder)):
-            print(path)
+            print(writable(str(path)))
     return rows
 
 
@@ -103,7 +119,7 @@ def find(path: Path) -> list[Run]:
 
 def _by_number(path: Path) -> tuple[bool, int, str]:
     name = path.parent.name
-    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 
 def _read(folder: Path) -> Run:
@@ -112,8 +128,8 @@ def _read(folder: Path) -> Run:
         numbers = json.loads((folder / "summary.json").read_text())
         evaluation = folder / "evaluation.json"
         numbers |= json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: cannot be read as a run ({error})") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder}: cannot be read as a run ({first_line(error)})") from error
     return Run(folder, flat(settings), numbers)
 
 
@@ -125,7 +141,8 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 def _same(value: Any) -> str:
     """Return a text that equal settings share: 1 and 1.0 are equal."""
-    return repr(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    found = number(value)
+    return str(value) if found is None else repr(found)
 
 
 def group(runs: Sequence[Run]) -> list[Row]:
@@ -135,6 +152,14 @@ def group(runs: Sequence[Run]) -> list[Row]:
     for run in runs:
         groups.setdefault(tuple(_same(run.settings.get(key)) for key in varied), []).append(run)
     return [Row({key: each[0].settings.get(key) for key in varied}, each) for each in groups.values()]
+
+
+def ranked(rows: Sequence[Row], metric: str) -> list[Row]:
+    """Return rows with the best by a metric first, and those last that lack it."""
+    sign = 1.0 if metric.endswith(LESS_IS_BETTER) else -1.0
+    having = [row for row in rows if row.values(metric)]
+    lacking = [row for row in rows if not row.values(metric)]
+    return [*sorted(having, key=lambda row: sign * row.mean(metric)), *lacking]
 
 
 def refuse_incomparable(runs: Sequence[Run]) -> None:
@@ -149,10 +174,11 @@ def refuse_incomparable(runs: Sequence[Run]) -> None:
 def _metric(runs: Sequence[Run], metric: str | None) -> str:
     if metric is None:
         common = [name for name in METRICS if all(name in run.numbers for run in runs)]
+        common = [name for name in common if any(number(run.numbers[name]) is not None for run in runs)]
         if not common:
             raise UserError(f"the runs have none of {', '.join(METRICS)} in common; name one by --metric")
         return common[0]
-    known = {key for run in runs for key, value in run.numbers.items() if isinstance(value, (int, float))}
+    known = {key for run in runs for key, value in run.numbers.items() if number(value) is not None}
     if metric not in known:
         raise UserError(f"--metric={metric}: no run has it{suggest(metric, known)}")
     return metric
@@ -161,19 +187,21 @@ def _metric(runs: Sequence[Run], metric: str | None) -> str:
 def _print(rows: Sequence[Row], varied: Sequence[str], metric: str, measure: str) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     split = metric.partition("/")[0]
     columns = [metric, *(f"{split}/{name}" for name in SHOWN if f"{split}/{name}" != metric)]
     columns = [name for name in columns if any(row.values(name) for row in rows)]
-    table = Table(title=f"{split}: {measure}; mean ± standard deviation over seeds", title_justify="left")
+    title = writable(f"{split}: {measure}; mean ± standard deviation over seeds")
+    table = Table(title=Text(title, "table.title"), title_justify="left")
     shared = [key for key in varied if all(key in run.settings for row in rows for run in row.runs)]
     for column in (*map(_short, shared), "seeds"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(Text(writable(column)), no_wrap=True)
     for column in columns:
-        table.add_column(column.partition("/")[2], justify="right", no_wrap=True)
+        table.add_column(Text(writable(column.partition("/")[2])), justify="right", no_wrap=True)
     for row in rows:
-        cells = [_value(row.settings[key]) for key in shared]
-        table.add_row(*cells, str(len(row.runs)), *(_spread(row.values(name)) for name in columns))
+        cells = [_value(row.settings[key]) for key in shared] + [row.having(metric)]
+        table.add_row(*(Text(writable(cell)) for cell in (*cells, *(_cell(row, name, metric) for name in columns))))
     console = Console()
     console.width = max(console.width, Console(width=1000).measure(table).maximum)
     console.print(table, soft_wrap=not console.is_terminal)
@@ -187,22 +215,27 @@ def _value(value: Any) -> str:
     return value.rpartition(".")[2] if isinstance(value, str) and value.startswith("vae_cli.") else str(value)
 
 
-def _spread(values: Sequence[float]) -> str:
+def _cell(row: Row, name: str, metric: str) -> str:
+    """Write a number over seeds; how many seeds have it, where they are not those of the metric, stands beside it."""
+    values = row.values(name)
     if not values:
         return ""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    having = row.having(name)
+    return f"{mean(values):.3f}{spread}" + ("" if having == row.having(metric) else f" ({having})")
 
 
 def _csv(rows: Sequence[Row], varied: Sequence[str], path: Path) -> Path:
     """Write a line a run: its settings that vary, its numbers, its folder."""
     runs = [run for row in rows for run in row.runs]
-    numbers = dict.fromkeys(k for run in runs for k, v in run.numbers.items() if isinstance(v, (int, float)))
-    with path.open("w", newline="") as file:
+    numbers = dict.fromkeys(k for run in runs for k, v in run.numbers.items() if number(v) is not None)
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow([*map(_short, varied), SEED, *numbers, "folder"])
         for run in runs:
             settings = [_value(run.settings.get(key)) for key in (*varied, SEED)]
-            writer.writerow([*settings, *(run.numbers.get(key, "") for key in numbers), run.folder])
+            found = [run.numbers[key] if number(run.numbers.get(key)) is not None else "" for key in numbers]
+            writer.writerow([*settings, *found, run.folder])
     return path
 
 
@@ -212,10 +245,12 @@ def _figures(rows: Sequence[Row], varied: Sequence[str], metric: str, folder: Pa
 
     split = metric.partition("/")[0]
     points = [(row.mean(f"{split}/kl"), -row.mean(f"{split}/reconstruction"), _label(row, varied)) for row in rows]
-    paths = [figures.rate_distortion([p for p in points if math.isfinite(p[0])], folder / "rate_distortion.png")]
+    known = [point for point in points if math.isfinite(point[0] + point[1])]
+    paths = [figures.rate_distortion(known, folder / "rate_distortion.png")]
     for key in varied:
-        if all(isinstance(row.settings[key], (int, float)) for row in rows):
-            curve = [(row.settings[key], row.values(metric)) for row in rows]
+        places = [place for row in rows if (place := number(row.settings[key])) is not None]
+        if len(places) == len(rows):
+            curve = [(place, row.values(metric)) for place, row in zip(places, rows, strict=True)]
             name = f"{metric.replace('/', '_')}_by_{key.replace('.', '_')}.png"
             paths.append(figures.over_setting(curve, key, metric, folder / name))
     return paths

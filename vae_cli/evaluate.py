@@ -133,17 +133,25 @@ class Session:
             raise NotApplicable("not computed, the data have no labels")
         return split.examples.y
 
+    def draw(self, name: str, write: Callable[[Path], None]) -> None:
+        """Draw a figure of the split; where that fails, say so and go on: it costs no numbers."""
+        path = self.folder / "figures" / f"{name}_{self.settings.split}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write(path)
+        except Exception as error:
+            if DEBUGGING and not isinstance(error, OSError):
+                raise
+            line = f"warning: figures/{path.name}: could not be written ({first_line(error)})"
+            self.terminal.line(line, style="yellow")
+
 
 def _elbo(session: Session) -> dict[str, Any]:
     from vae_cli import metrics
     from vae_cli.report import figures
 
     result = session.evaluation()
-    folder = session.folder / "figures"
-    folder.mkdir(exist_ok=True)
-    figures.kl_by_dimension(
-        result.kl_by_dimension, result.units, folder / f"kl_by_dimension_{session.settings.split}.png"
-    )
+    session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
     bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood)
@@ -165,8 +173,7 @@ def _log_likelihood(session: Session) -> dict[str, Any]:
             compiled=settings.compile,
             advance=advance,
         )
-    (session.folder / "figures").mkdir(exist_ok=True)
-    figures.log_likelihood(estimate, session.folder / "figures" / f"log_likelihood_{settings.split}.png")
+    session.draw("log_likelihood", lambda path: figures.log_likelihood(estimate, path))
     found: dict[str, Any] = metrics.numbers(estimate, session.evaluation(), len(session.data))
     bits = metrics.bits_per_dim(estimate.mean, session.spec, session.vae.likelihood)
     found |= {} if bits is None else {"log_likelihood_bits_per_dim": bits}

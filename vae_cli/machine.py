@@ -11,6 +11,10 @@ import torch
 
 from vae_cli.errors import UserError, first_line
 
+TRAINING = (
+    "lower trainer.batch_size, the width of the model or objective.samples, "
+    "or set trainer.precision=bf16 or trainer.resident=false"
+)
 OUT = ("out of memory", "can't allocate memory", "not enough memory")
 AT_START = torch.get_num_threads()  # before any run of this process has set its own
 MEMORY = Path("/proc/meminfo")
@@ -18,17 +22,14 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU ti
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Within the block, say in one line what to lower where memory runs out."""
+def memory_told(given: str = "", remedy: str = TRAINING) -> Iterator[None]:
+    """Within the block, say in one line what to lower where memory runs out; `given` is the setting to blame."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            f"out of memory ({first_line(error)}); lower trainer.batch_size, the width of the model or "
-            "objective.samples, or set trainer.precision=bf16 or trainer.resident=false"
-        ) from error
+        raise UserError(f"{given and f'{given}: '}out of memory ({first_line(error)}); {remedy}") from error
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""Standard output, which may go away or be full before a run ends: what a run does is not lost for it. No torch."""
+"""Standard output, which may go away or be full before a run ends, and text as any file can hold it. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def say(text: str) -> None:
-    """Print a line."""
+    """Print a line; where there is no room, print nothing more: what a run does is not lost for it."""
     try:
         print(text, flush=True)
     except OSError:
@@ -17,3 +17,8 @@ def say(text: str) -> None:
 def mute() -> None:
     """Print nothing more, what still waits to be printed included."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def writable(text: str) -> str:
+    """Return a text that UTF-8 can hold: bytes of a file's name that are no letters stand there by their number."""
+    return text.encode("utf-8", "backslashreplace").decode()

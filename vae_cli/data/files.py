@@ -33,28 +33,34 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
     other integers 0 … 255 become as many levels as their largest value needs; anything else becomes float32. Channels
     may come last. Labels are classes (integers) or attribute vectors (two dimensions).
     """
-    x, y = _read("data.path", Path(path))
+    x, y = read("data.path", Path(path))
     if labels is not None:
         if y is not None:
             raise UserError(f"data.labels={labels}: has no effect, {path} holds labels `y`; null is allowed")
-        y, _ = _read("data.labels", Path(labels))
-    if x.ndim < 2 or 0 in x.shape:
-        raise UserError(
-            f"data.path={path}: examples of shape {_shown(x.shape)}; [N, …] with N ≥ 1 and one axis more is allowed"
-        )
-    if y is not None and y.shape[:1] != x.shape[:1]:
-        count = len(y) if y.ndim else 0
-        raise UserError(
-            f"data.path={path}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal"
-        )
-    read = _in_place if isinstance(x, np.memmap) else _levels
-    examples, levels = read(path, _channels_first(x))
+        y, _ = read("data.labels", Path(labels))
+    x = channels_first(f"data.path={path}", x, y)
+    examples, levels = (_in_place if isinstance(x, np.memmap) else _levels)(path, x)
     found, names = (None, None) if y is None else named(f"data.path={path}", y)
     return Splits(Examples(examples, found), levels=levels, names=names)
 
 
-def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Return `x` and `y` of a file; a large .npy as the memory map that it is."""
+    content = contents(key, path, "x")
+    if "x" not in content and len(content) != 1:
+        raise UserError(f"{key}={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
+    x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
+    if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
+        raise UserError(f"{key}={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
+    return x, y
+
+
+def contents(key: str, path: Path, name: str) -> dict[str, Any]:
+    """Return the arrays of an .npz, or that of an .npy under a name: a large one as the memory map that it is.
+
+    Raises:
+        UserError: there is none, it is damaged, or it would not fit into memory; the line begins with the key.
+    """
     if not path.is_file():
         raise UserError(f"{key}={path}: no such file; an .npz or .npy file is allowed")
     with path.open("rb") as file:
@@ -63,13 +69,13 @@ def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         file.seek(0)
         try:
             if path.stat().st_size > SMALL and not zipfile.is_zipfile(file):
-                return np.load(path, mmap_mode="c", allow_pickle=False), None
+                return {name: np.load(path, mmap_mode="c", allow_pickle=False)}
             file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # old headers are read all the same
                 _refuse_a_flood(key, path, file)
                 loaded: Any = np.load(file, allow_pickle=False)
-                content = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"x": loaded}
+                return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
         except UserError:
             raise
         except Exception as error:
@@ -77,12 +83,6 @@ def _read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             if "pickle" in str(error):
                 reason = "it holds Python objects, which are never unpickled; save numbers or strings, y.astype(str)"
             raise UserError(f"{key}={path}: cannot be read ({reason})") from None
-    if "x" not in content and len(content) != 1:
-        raise UserError(f"{key}={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
-    x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
-    if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
-        raise UserError(f"{key}={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
-    return x, y
 
 
 def _refuse_a_flood(key: str, path: Path, file: BinaryIO) -> None:
@@ -120,8 +120,17 @@ def _shown(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] → [N, C, H, W], told by the axis that could be channels."""
+def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+    """[N, H, W, C] → [N, C, H, W], told by the axis that could be channels.
+
+    Raises:
+        UserError: there are no examples, or more or fewer labels than examples.
+    """
+    if x.ndim < 2 or 0 in x.shape:
+        raise UserError(f"{given}: examples of shape {_shown(x.shape)}; [N, …] with N ≥ 1 and one axis more is allowed")
+    if y is not None and y.shape[:1] != x.shape[:1]:
+        count = len(y) if y.ndim else 0
+        raise UserError(f"{given}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal")
     few = (1, 3, 4)
     return np.moveaxis(x, -1, 1) if x.ndim == 4 and x.shape[-1] in few and x.shape[1] not in few else x
 

@@ -20,6 +20,17 @@ from vae_cli.generate.schema import PREFIX, Generate, task_schema
 if TYPE_CHECKING:
     from vae_cli.api import Trained
 
+NUMBERS = {
+    "sample": ("n",),
+    "reconstruct": ("n",),
+    "interpolate": ("steps",),
+    "traverse": ("dimensions", "steps"),
+    "manifold": ("n",),
+    "transfer": ("n",),
+    "impute": ("n",),
+    "anomaly": ("samples",),
+}  # settings that a task's memory grows with
+
 
 def main() -> None:
     """Run vae-generate; print errors as one line and exit with 1."""
@@ -59,18 +70,26 @@ def generate(settings: Generate) -> list[Path]:
 
     from vae_cli.api import load
     from vae_cli.generate import tasks
-    from vae_cli.machine import set_up
+    from vae_cli.machine import memory_told, set_up
 
     set_up()
-    model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
     name = settings.task.target.removeprefix(PREFIX)
-    torch.manual_seed(settings.seed)
-    arguments = _arguments(getattr(tasks, name), settings, model)
-    with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
-        try:
-            return getattr(tasks, name)(model, folder, **arguments)
-        except ValueError as error:
-            raise UserError(f"task={name}: {errors.first_line(error)}") from error
+    with memory_told(f"task={name}", _remedy(settings)):
+        model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
+        torch.manual_seed(settings.seed)
+        arguments = _arguments(getattr(tasks, name), settings, model)
+        with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
+            try:
+                return getattr(tasks, name)(model, folder, **arguments)
+            except ValueError as error:
+                raise UserError(f"task={name}: {errors.first_line(error)}") from error
+
+
+def _remedy(settings: Generate) -> str:
+    """Say what takes less memory: smaller numbers of the task, where its memory grows with them, and another device."""
+    names = NUMBERS.get(settings.task.target.removeprefix(PREFIX), ())
+    lower = f"lower {' or '.join(f'task.{name}' for name in names)}" if names else "give fewer examples at once"
+    return lower if settings.device == "cpu" else f"{lower}, or take device=cpu"
 
 
 def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli import data
-from vae_cli.api import Trained
+from vae_cli.api import SLACK, Trained
 from vae_cli.data import files
-from vae_cli.data.mapped import SMALL, Mapped
+from vae_cli.data.mapped import SMALL
 from vae_cli.errors import UserError, first_line
 from vae_cli.report.pictures import is_picture
+
+BYTE = 255  # the largest of a byte
 
 
 class Examples:
@@ -34,16 +37,20 @@ class Examples:
         return self.at(range(min(n, len(self))))
 
     def at(self, indices: Sequence[int]) -> tuple[Tensor, Any]:
-        """Return the examples at some indices, on the model's device.
+        """Return the examples at some indices, on the model's device."""
+        which = torch.tensor(list(indices))
+        device = self.model.device
+        return self.x[which].to(device), None if self.y is None else self.y[which].to(device)
+
+    def chosen(self, indices: Sequence[int], given: str) -> tuple[Tensor, Any]:
+        """Return the examples that a setting names by their indices, on the model's device.
 
         Raises:
             UserError: there is no such example.
         """
-        if max(indices) >= len(self):
-            raise UserError(f"example {max(indices)}: there are {len(self)}; 0 to {len(self) - 1} are allowed")
-        which = torch.tensor(list(indices))
-        device = self.model.device
-        return self.x[which].to(device), None if self.y is None else self.y[which].to(device)
+        if (last := max(indices)) >= len(self):
+            raise UserError(f"{given}: there is no example {last}; 0 to {len(self) - 1} are allowed")
+        return self.at(indices)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
         """Yield all examples in order, on the model's device."""
@@ -62,16 +69,51 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
     path = Path(source)
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
         return Examples(model, _pictures(model, path), None)
-    found = files.arrays(path=source)
-    given = found.train
-    assert isinstance(given, data.Examples)
-    if isinstance(given.x, Mapped):
-        raise UserError(f"task.source={source}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
-    x = given.x.float() / (1 if found.levels is None else found.levels - 1)
-    shape = tuple(x.shape[1:])
-    if shape != model.vae.shape:
-        raise UserError(f"task.source={source}: examples of shape {list(shape)}; {list(model.vae.shape)} is allowed")
-    return Examples(model, _binary(model, x), known_labels(model, given.y, found.names, f"task.source={source}"))
+    given = f"task.source={source}"
+    x, labels = files.read("task.source", path)
+    if isinstance(x, np.memmap):
+        raise UserError(f"{given}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
+    x = files.channels_first(given, x, labels)
+    if x.shape[1:] != model.vae.shape:
+        shape = list(model.vae.shape)
+        raise UserError(f"{given}: examples of shape {list(x.shape[1:])}; {shape} is allowed")
+    y, names = (None, None) if labels is None else files.named(given, labels)
+    return Examples(model, _binary(model, _in_own_range(model, x, given)), known_labels(model, y, names, given))
+
+
+def _in_own_range(model: Trained, x: np.ndarray, given: str) -> Tensor:
+    """Return the examples of a file in the range of the run's data, whatever is the largest value in the file.
+
+    Raises:
+        UserError: they are no numbers, or lie beyond that range.
+    """
+    if x.dtype.kind not in "uifb":
+        raise UserError(f"{given}: examples of type {x.dtype}; numbers are allowed")
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+    largest = _largest(model, x)
+    low, high = float(values.min()), float(values.max())
+    if model.bounded and not (low >= -SLACK and high <= largest + SLACK):
+        whole = f"integers 0 … {_levels(model) - 1}" if _levels(model) > 2 else "integers 0 and 1, bytes"
+        raise UserError(f"{given}: values from {low:g} to {high:g}; {whole} or fractions in [0, 1] are allowed")
+    return values / largest
+
+
+def _largest(model: Trained, x: np.ndarray) -> int:
+    """Return the integer in a file that stands for the run's 1: its largest grey level, of bytes 255 where it has none.
+
+    Fractions, and values that have no range, stand for themselves.
+    """
+    if x.dtype.kind not in "ui" or not model.bounded:
+        return 1
+    if _levels(model) > 2:
+        return _levels(model) - 1
+    return BYTE if x.dtype == np.uint8 and x.max() > 1 else 1
+
+
+def _levels(model: Trained) -> int:
+    """Return the number of grey levels of a run's data, 2 where they have none."""
+    return model.spec.levels or model.spec.dequantized or 2
 
 
 def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, given: str) -> Tensor | None:
@@ -91,6 +133,15 @@ def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, 
     return torch.tensor([own.index(name) for name in names])[y]
 
 
+@contextmanager
+def _told_of(key: str) -> Iterator[None]:
+    """Tell of a file under the key that it was given by: those who read a run's own data know data.path alone."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"^data\.path\b", key, str(error))) from None
+
+
 def _pictures(model: Trained, path: Path) -> Tensor:
     shape = model.vae.shape
     if not is_picture(shape):
@@ -99,8 +150,9 @@ def _pictures(model: Trained, path: Path) -> Tensor:
     if not chosen:
         raise UserError(f"task.source={path}: no pictures in it")
     colour = len(shape) == 3 and shape[0] == 3
-    decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L")
-    x = decoded.to(torch.device("cpu")).float() / 255.0
+    with _told_of("task.source"):
+        decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L")
+    x = decoded.to(torch.device("cpu")).float() / BYTE
     return _binary(model, x.view(len(x), *shape))
 
 
@@ -115,22 +167,39 @@ def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
     Raises:
         UserError: the file cannot be read, or its codes do not fit the model.
     """
-    try:
-        found = np.load(path, allow_pickle=False)
-        content = {key: found[key] for key in found.files} if hasattr(found, "files") else {"z": found}
-        z = torch.from_numpy(np.asarray(content["z"], np.float32))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"task.codes={path}: no .npz with codes `z`, and no .npy ({first_line(error)})") from None
-    if z.ndim != 2 or z.shape[1] != model.latent_dim:
-        raise UserError(f"task.codes={path}: codes of shape {list(z.shape)}; [N, {model.latent_dim}] is allowed")
+    given = f"task.codes={path}"
+    content = files.contents("task.codes", Path(path), "z")
+    if not isinstance(content.get("z"), np.ndarray):
+        raise UserError(f"{given}: holds {', '.join(content) or 'nothing'}; codes must be under `z`")
+    z = _codes(given, content["z"], model.latent_dim)
     if not model.conditional:
         return z.to(model.device), None
     if "y" not in content:
-        raise UserError(f"task.codes={path}: the run is conditional; labels `y` are needed beside the codes")
-    y, names = files.named(f"task.codes={path}", np.asarray(content["y"]))
-    labels = known_labels(model, y, names, f"task.codes={path}")
+        raise UserError(f"{given}: the run is conditional; labels `y` are needed beside the codes")
+    y, names = files.named(given, np.asarray(content["y"]))
+    if len(y) != len(z):
+        raise UserError(f"{given}: {len(z)} codes in `z` but {len(y)} labels in `y`; the counts must be equal")
+    labels = known_labels(model, y, names, given)
     assert labels is not None
     return z.to(model.device), labels.to(model.device)
+
+
+def _codes(given: str, z: np.ndarray, dimensions: int) -> Tensor:
+    """Return codes as float32 [N, D].
+
+    Raises:
+        UserError: they have another shape or type, or are not finite.
+    """
+    if z.ndim != 2 or z.shape[1] != dimensions or len(z) == 0:
+        raise UserError(f"{given}: codes of shape {list(z.shape)}; [N, {dimensions}] with N ≥ 1 is allowed")
+    if z.dtype.kind not in "uif":
+        raise UserError(f"{given}: codes of type {z.dtype}; numbers are allowed")
+    with np.errstate(over="ignore"):
+        codes = np.asarray(z, np.float32)
+    if not (finite := np.isfinite(codes).all(1)).all():
+        first = f"first in code {int(finite.argmin())}"
+        raise UserError(f"{given}: NaN, infinity or beyond float32 in `z` ({first}); finite numbers are allowed")
+    return torch.from_numpy(codes)
 
 
 def read_mask(mask: str, model: Trained, n: int) -> Tensor:
@@ -156,9 +225,13 @@ def read_mask(mask: str, model: Trained, n: int) -> Tensor:
 def _mask_file(mask: str, model: Trained) -> Tensor:
     shape, path = model.vae.shape, Path(mask)
     if path.suffix.lower() in files.SUFFIXES:
-        return files.decode([path], (shape[-2], shape[-1]), "L")[:1][0, 0].gt(127).expand(shape)
+        with _told_of("task.mask"):
+            return files.decode([path], (shape[-2], shape[-1]), "L")[:1][0, 0].gt(127).expand(shape)
+    content = files.contents("task.mask", path, "mask")
+    if len(content) != 1:
+        raise UserError(f"task.mask={mask}: holds {', '.join(content) or 'nothing'}; one array is allowed")
+    (found,) = content.values()
     try:
-        known = torch.from_numpy(np.asarray(np.load(path, allow_pickle=False), bool))
-        return known.expand(shape)
-    except (OSError, ValueError, RuntimeError) as error:
+        return torch.from_numpy(np.array(found, bool)).expand(shape)
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"task.mask={mask}: no mask of shape {list(shape)} ({first_line(error)})") from None

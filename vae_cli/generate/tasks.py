@@ -71,7 +71,7 @@ def interpolate(
 
     Conditional runs decode each half of a leg under the label of its end.
     """
-    x, y = examples.at(indices)
+    x, y = examples.chosen(indices, f"task.indices={list(indices)}")
     z = model.encode(x, y).mean
     legs = [latent.between(a, b, steps, kind) for a, b in pairwise(z)]
     ends = [None] * len(legs) if y is None else list(pairwise(y))
@@ -91,7 +91,7 @@ def traverse(
     x, y = examples.first(MANY)
     q = model.encode(x, y)
     order = latent.by_information(model, x, y)[:dimensions]
-    one, label = examples.at([index])
+    one, label = examples.chosen([index], f"task.index={index}")
     z = model.encode(one, label).mean
     codes = pictures.moved(z[0], q.mean, order, torch.linspace(-range, range, steps, device=z.device))
     labels = None if label is None else label.expand(steps, *label.shape[1:])

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from vae_cli.output import mute
+from vae_cli.output import mute, writable
 
 ORDER = (
     "log_likelihood",
@@ -58,7 +59,7 @@ class Terminal:
     """
 
     def __init__(self, log: Path, *, fresh: bool = False):
-        self.console = Lasting(soft_wrap=True, highlight=False)
+        self.console = Lasting(soft_wrap=True, highlight=False, emoji=False)
         self.log = log
         if fresh:
             log.unlink(missing_ok=True)
@@ -68,8 +69,12 @@ class Terminal:
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line, above the bar where there is one."""
+        text = writable(text)
         self.console.print(text, style=style, markup=False)
-        with contextlib.suppress(OSError), self.log.open("a") as file:  # a full disk costs the copy, not the run
+        with (
+            contextlib.suppress(OSError),
+            self.log.open("a", encoding="utf-8") as file,
+        ):  # a full disk costs the copy, not the run
             file.write(text + "\n")
 
     def begin(self, step: int, total: int) -> None:
@@ -122,24 +127,29 @@ class Terminal:
 
     def numbers_of(self, summary: dict[str, Any], split: str, title: str) -> None:
         """Print every number of a split, a row each, with its standard error where there is one."""
-        table = Table(title=title, title_justify="left")
+        table = _titled(title)
         table.add_column("nats for one example, counts and shares", justify="left")
         table.add_column(split, justify="right")
         for key, value in summary.items():
             name = key.partition("/")[2]
             if isinstance(value, (int, float)) and not name.endswith("_stderr"):
-                table.add_row(name, _sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
+                table.add_row(Text(name), _sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
         self.console.print(table)
 
     def table(self, summary: dict[str, float], title: str) -> None:
         """Print the results: a row a metric, a column a split."""
         splits, rows = results(summary)
-        table = Table(title=title, title_justify="left")
+        table = _titled(title)
         for column in ("nats for one example", *splits):
             table.add_column(column, justify="left" if column not in splits else "right")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+
+
+def _titled(title: str) -> Table:
+    """Return an empty table under a title, which names folders and stands there letter by letter."""
+    return Table(title=Text(writable(title), "table.title"), title_justify="left")
 
 
 def results(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

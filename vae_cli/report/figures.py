@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vae_cli.output import writable
+
 PANELS = ("elbo", "reconstruction", "kl", "kl_weight")
 TITLES = {
     "elbo": "ELBO (nats)",
@@ -23,7 +25,8 @@ TITLES = {
     "kl_weight": "KL weight",
 }
 NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
-LONGEST = 24  # letters of a class name in a legend
+LONGEST = 24  # letters of a class name beside a picture or in a legend
+LONG = 80  # letters of the settings that name a run
 INK = "#010203"  # stands for the page's own text colour while an SVG is drawn
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
 CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
@@ -67,7 +70,7 @@ def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = (), *, 
     axes = figure.add_subplot()
     axes.imshow(image.numpy(), interpolation="nearest", aspect="auto" if sideways else "equal")
     axes.set_title(title, fontsize=11, loc="left")
-    step = (width if sideways else height) / max(1, len(rows))
+    step, rows = (width if sideways else height) / max(1, len(rows)), [_literal(name) for name in rows]
     places = [step * (k + 0.5) for k in range(len(rows))]
     if sideways:  # names side by side need room
         every = -(-len(rows) // 12) or 1
@@ -153,7 +156,7 @@ def scatter(points: Tensor, labels: Tensor | None, names: Sequence[str], axes_na
     colors = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
     for k in range(len(names)) if labels is not None else ():
         x, y = points[labels == k].T
-        axes.scatter(x, y, s=4, color=colors(k % colors.N), label=_short(names[k]), rasterized=True)
+        axes.scatter(x, y, s=4, color=colors(k % colors.N), label=_in_legend(names[k]), rasterized=True)
     if labels is None:
         axes.scatter(points[:, 0], points[:, 1], s=4, color="C0", rasterized=True)
     elif len(names) <= 20:
@@ -164,8 +167,15 @@ def scatter(points: Tensor, labels: Tensor | None, names: Sequence[str], axes_na
     return figure
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+def _literal(name: str, longest: int = LONGEST) -> str:
+    """Return a name from data or settings as matplotlib shows it letter by letter: no formula, cut where it is long."""
+    name = writable(name)
+    return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
+
+
+def _in_legend(name: str) -> str:
+    """Return a name that a legend shows: of those that begin with an underscore it shows none."""
+    return " " * name.startswith("_") + _literal(name)
 
 
 def log_likelihood(estimate: Any, path: Path) -> None:
@@ -192,7 +202,7 @@ def rate_distortion(points: Sequence[tuple[float, float, str]], path: Path) -> P
     axes = figure.add_subplot()
     for rate, distortion, name in points:
         axes.plot(rate, distortion, marker="o", color="C0")
-        axes.annotate(name, (rate, distortion), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(_literal(name, LONG), (rate, distortion), xytext=(5, 4), textcoords="offset points", fontsize=8)
     low, high = axes.get_xlim()
     for elbo in {round(-rate - distortion) for rate, distortion, _ in points}:
         axes.plot([low, high], [-elbo - low, -elbo - high], color="0.8", lw=0.8, zorder=0)
@@ -217,8 +227,8 @@ def over_setting(curve: Sequence[tuple[float, Sequence[float]]], setting: str, m
     axes.plot(values, means, color="C0", marker="o")
     if values[0] > 0 and values[-1] / values[0] >= 8:
         axes.set_xscale("log", base=2)
-    axes.set_xlabel(setting)
-    axes.set_title(f"{metric} (nats)" if metric.endswith(NATS) else metric, fontsize=11, loc="left")
+    axes.set_xlabel(_literal(setting, LONG))
+    axes.set_title(_literal(metric, LONG) + " (nats)" * metric.endswith(NATS), fontsize=11, loc="left")
     axes.grid(alpha=0.3)
     _save(figure, path)
     return path

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vae_cli.data import Resident, Spec
 from vae_cli.metrics import Evaluation
+from vae_cli.output import writable
 from vae_cli.report import pictures
 from vae_cli.report.console import results
 from vae_cli.vae import VAE
@@ -97,7 +98,7 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
         warnings=warnings, sections=sections,
     )  # fmt: skip
     path = folder / "report.html"
-    path.write_text(content, encoding="utf-8")
+    path.write_text(writable(content), encoding="utf-8")
     return path
 
 
@@ -106,7 +107,7 @@ def label_names(labels: Tensor | None, spec: Spec) -> list[str] | None:
     if labels is None:
         return None
     if spec.names:
-        return [spec.names[k] for k in labels.tolist()]
+        return [writable(spec.names[k]) for k in labels.tolist()]
     return [" ".join(f"{value:g}" for value in row) for row in labels.tolist()]
 
 

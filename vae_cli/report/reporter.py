@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vae_cli.command import DEBUGGING
 from vae_cli.data import Resident, Spec
 from vae_cli.disk import whole, written
 from vae_cli.errors import first_line
@@ -69,10 +70,12 @@ class Reporter:
         self.terminal.line(f"warning: {text}", style="yellow")
 
     def attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write something that a run can do without; where the disk refuses, say so once and go on."""
+        """Write something that a run can do without; where that fails, say so once and go on."""
         try:
             write()
-        except OSError as error:
+        except Exception as error:  # no picture is worth a run's numbers
+            if DEBUGGING and not isinstance(error, OSError):
+                raise
             line = f"{what}: could not be written ({first_line(error)})"
             if line not in self.warnings:
                 self.warn(line)
