@@ -174,10 +174,10 @@ def refuse_incomparable(runs: Sequence[Run]) -> None:
 def _metric(runs: Sequence[Run], metric: str | None) -> str:
     if metric is None:
         common = [name for name in METRICS if all(name in run.numbers for run in runs)]
-        common = [name for name in common if any(number(run.numbers[name]) is not None for run in runs)]
         if not common:
             raise UserError(f"the runs have none of {', '.join(METRICS)} in common; name one by --metric")
-        return common[0]
+        measured = [name for name in common if any(number(run.numbers[name]) is not None for run in runs)]
+        return (measured or common)[0]
     known = {key for run in runs for key, value in run.numbers.items() if number(value) is not None}
     if metric not in known:
         raise UserError(f"--metric={metric}: no run has it{suggest(metric, known)}")
