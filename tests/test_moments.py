@@ -152,9 +152,12 @@ def test_no_room_for_tensorboard_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_job_that_was_given_up_stays_so(tmp_path, monkeypatch):
+    def cut(*_):
+        raise KeyboardInterrupt
+
     settings = [*SHORT, "trainer.prune=2"]
     monkeypatch.setattr(run, "_rule", lambda *_: lambda epoch: "given up" if epoch > 2 else None)
-    monkeypatch.setattr(run, "_finish", lambda *_: interrupt(signal.SIGINT))
+    monkeypatch.setattr(run, "_finish", cut)
     with pytest.raises(KeyboardInterrupt):
         run.train(configure(*settings), tmp_path, sweeping=True)
     step = checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"]
