@@ -69,6 +69,26 @@ def test_tensorboard_holds_the_scalars_pictures_histograms_and_settings_in_one_r
     assert [event.step for event in events.Scalars("train/elbo")] == [4, 8, 12, 16, 20, 24]
 
 
+def test_averages_of_gradients_that_have_become_zero_cost_no_more_than_others(tmp_path, monkeypatch):
+    """A number that is not normal would stay so: 0.9 of the least of them is rounded to itself."""
+    from vae_cli.optimizer import Adam
+
+    step = Adam.step
+
+    def fading(self, *arguments):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad.mul_(0.0 if self.state[parameter] else 1e-30)
+        return step(self, *arguments)
+
+    fading.hooked = True
+    monkeypatch.setattr(Adam, "step", fading)
+    train(tmp_path, *TINY, "trainer.steps=400")
+    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")["optimizer"]["state"]
+    averages = torch.cat([each["exp_avg"].flatten().abs() for each in state.values()])
+    assert not ((averages > 0) & (averages < torch.finfo(torch.float32).tiny)).any()
+    assert torch.full((), 1e-30) * torch.full((), 1e-10) > 0  # elsewhere all is as it was
+
+
 def test_one_seed_gives_equal_bits_and_another_does_not(tmp_path):
     one, again = (train(tmp_path / name, *SHORT) for name in ("one", "again"))
     assert numbers(one) == numbers(again)

@@ -17,7 +17,7 @@ from vae_cli.data import Dataset, Resident
 from vae_cli.disk import refuse_links
 from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
-from vae_cli.machine import memory_told, prepare_compiler, set_up
+from vae_cli.machine import flushing, memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
 from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others
 from vae_cli.pruning import MedianRule
@@ -55,7 +55,8 @@ def train(
     device = choose_device(config.trainer.device)
     refuse_links(folder)
     parallel.start(device)
-    with locked(folder) if parallel.rank() == 0 else nullcontext(), memory_told(), parallel.losses_told():
+    alone = locked(folder) if parallel.rank() == 0 else nullcontext()
+    with alone, memory_told(), parallel.losses_told(), flushing():
         if parallel.rank() == 0 and not resume and (folder / "checkpoints" / checkpoint.LAST).is_file():
             raise UserError(f"{folder}: another process has trained there just now; start again to go on from it")
         try:
