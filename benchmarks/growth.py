@@ -19,6 +19,7 @@ from vae_cli.config import compose
 from vae_cli.data import pixels
 from vae_cli.data.examples import Examples
 from vae_cli.data.resident import Resident
+from vae_cli.machine import flushing
 
 RESULTS = Path(__file__).parent / "results" / "growth.md"
 SMALL = ["data=synthetic", "data.n=2000", "data.shape=[12,12]", "trainer.log_likelihood_samples=0"]
@@ -74,7 +75,8 @@ def over_jobs() -> tuple[list[float], list[int], list[int]]:
 
 def over_size() -> dict[int, list[float]]:
     """Return microseconds an example, by the data's size: of the order and its batches, and of whole steps."""
-    return {n: over_batches(n) for n in SIZES}
+    with flushing():
+        return {n: over_batches(n) for n in SIZES}
 
 
 def over_batches(n: int) -> list[float]:
