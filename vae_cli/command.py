@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from vae_cli.errors import UserError, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted, ending
+from vae_cli.output import mute
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
@@ -49,7 +50,7 @@ def guarded(name: str, body: Callable[[], object]) -> None:
         finally:
             ending()
     except BrokenPipeError:  # `vae-train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute()
     except ERRORS as error:
         if DEBUGGING:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import math
@@ -16,7 +15,7 @@ from typing import Any
 from vae_cli.command import guarded
 from vae_cli.config import flat, stored
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.output import writable
+from vae_cli.output import number, writable
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
 SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
@@ -61,15 +60,6 @@ class Row:
         """Say how many of the runs have a metric: all, or some of them."""
         n, every = len(self.values(metric)), len(self.runs)
         return str(every) if n == every else f"{n} of {every}"
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number as a float; None for all else, which counts as missing."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    with contextlib.suppress(OverflowError):
-        return float(value) if math.isfinite(value) else None
-    return None
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vae_cli.disk import SETTINGS, refuse_links
+from vae_cli.disk import SETTINGS, TYPED, refuse_links
 from vae_cli.errors import CONF, OVERLAYS, UserError, first_line, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
@@ -47,6 +47,15 @@ def stored(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: holds no settings of a run")
     return found
+
+
+def typed(folder: Path) -> list[str]:
+    """Return the overrides that a run was begun with, as they were typed; none where what stands there are none."""
+    try:
+        found = plain_yaml(folder / TYPED)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return []
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def plain_yaml(path: Path) -> Any:

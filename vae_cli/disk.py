@@ -10,6 +10,7 @@ from pathlib import Path
 from vae_cli.errors import UserError, first_line
 
 SETTINGS = Path(".hydra") / "config.yaml"  # of a run, in its folder
+TYPED = Path(".hydra") / "overrides.yaml"  # what was typed to get them
 
 
 @contextmanager

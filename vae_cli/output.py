@@ -1,9 +1,11 @@
-"""Standard output, which may go away or be full before a run ends, and text as any file can hold it. No torch."""
+"""Standard output, which may go away or be full before a run ends, and text and numbers as any file can hold them. No torch."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from contextlib import suppress
 
 
 def say(text: str) -> None:
@@ -17,6 +19,15 @@ def say(text: str) -> None:
 def mute() -> None:
     """Print nothing more, what still waits to be printed included."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def number(value: object) -> float | None:
+    """Return a finite number as a float; None for all else, which counts as missing."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    with suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def writable(text: str) -> str:

@@ -161,9 +161,7 @@ def _with_data(raw: dict[str, Any], data: Places) -> Config:
         known = ", ".join(f"data.{each}" for each in PATHS if each in raw["data"])
         raise UserError(f"data.{unknown[0]}: no setting of the run's data (allowed: {known or 'none'})")
     places = {each: os.path.abspath(where) for each, where in moved.items()}
-    where = {key: raw["data"].get(key)} | places
-    if where[key] is None:
-        return validate(raw)
+    where = {each: place for each, place in ({key: raw["data"].get(key)} | places).items() if place is not None}
     config = validate({**raw, "data": {**raw["data"], **dict.fromkeys(where, ".")}})
     return config.model_copy(update={"data": config.data.model_copy(update=where)})
 
@@ -185,6 +183,11 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: P
         vae.load_state_dict(state.get("averaged") or state["model"])
         about = about_data(state)
     return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+
+
+def told_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Return what a checkpoint is to tell of the data."""
+    return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes, "examples": dataset.examples}
 
 
 def about_data(state: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def data_of(run: Restored, folder: Path) -> Dataset:
 
 def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
     """Say how data differ from those a checkpoint tells of; None where they do not."""
-    now = {**dataset.spec.to_dict(), **dataset.sizes, **dataset.examples}
+    now = about_data(told_of(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
             shown = "" if key in ("mean", "std", *dataset.examples) else f": {then[key]}, now {now.get(key)}"

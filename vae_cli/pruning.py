@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
 
+from vae_cli.report.reporter import logged
+
 KEY = "valid/elbo"  # the one curve that all runs of the same data and likelihood have in common
 CLOSE = 1e-3  # epochs that are the same: files hold them to four digits
 
@@ -59,8 +61,7 @@ class MedianRule:
 
 
 def _curve(folder: Path) -> Curve:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["epoch"], line[KEY]) for line in lines if KEY in line]
+    return [(line["epoch"], line[KEY]) for line in logged(folder / "metrics.jsonl") if KEY in line]
 
 
 def _until(epoch: float, curve: Curve) -> list[float]:

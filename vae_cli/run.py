@@ -19,7 +19,7 @@ from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
 from vae_cli.machine import flushing, memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
-from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others
+from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others, told_of
 from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
@@ -168,10 +168,6 @@ def _best_state(path: Path, config: Config, tell: Callable[[str], None]) -> dict
     return best
 
 
-def _about(dataset: Dataset) -> dict[str, Any]:
-    return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes, "examples": dataset.examples}
-
-
 def _objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
     objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
     if not isinstance(objective, Objective):
@@ -182,7 +178,7 @@ def _objective(config: Config, dataset: Dataset, device: torch.device) -> Object
 def _trainer(
     config: Config, vae: VAE, objective: Objective, dataset: Dataset, reporter: Reporter | Silent, folder: Path
 ) -> Trainer:
-    about, checkpoints = {"config": config.plain, **_about(dataset)}, folder / "checkpoints"
+    about, checkpoints = {"config": config.plain, **told_of(dataset)}, folder / "checkpoints"
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
         if parallel.rank() > 0:

@@ -19,7 +19,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
@@ -284,26 +283,17 @@ def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume:
 
 def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings a run was accepted with, resolved, and what was typed to get them, resumptions included."""
-    typed = [*_typed_before(folder), *HydraConfig.get().overrides.task]
+    from vae_cli.config import typed
+
+    given = [*typed(folder), *HydraConfig.get().overrides.task]
     for name, content in (
         ("config", settings),
-        ("overrides", [each for each in dict.fromkeys(typed) if not each.startswith("resume=") and "${" not in each]),
+        ("overrides", [each for each in dict.fromkeys(given) if not each.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
         path = folder / ".hydra" / f"{name}.yaml"
         with written(path), whole(path) as partial:
             OmegaConf.save(OmegaConf.create(content), partial)
-
-
-def _typed_before(folder: Path) -> list[str]:
-    """Return the overrides that a run was begun with; none where what stands there are none."""
-    from vae_cli.config import plain_yaml
-
-    try:
-        found = plain_yaml(folder / ".hydra" / "overrides.yaml")
-    except (OSError, ValueError, YAMLError, RecursionError):
-        return []
-    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:

@@ -123,8 +123,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step or until something stops it before; end with a validation and a checkpoint."""
         self.vae.train()
-        if self.settings.on_nan == "rollback":
-            self.good = copy.deepcopy(self.state_dict()), self.best
+        self._remember()
         self.reporter.begin(self.step, self.total)
         indices = self._indices()
         self.since, self.since_step = time.perf_counter(), self.step
@@ -331,6 +330,10 @@ class Trainer:
         self._refuse_infinite_weights()
         self.save_to_disk(self.best if self.best_is_new else None, self.state_dict())
         self.best_is_new, self.saved, self.kept = False, time.monotonic(), self.step
+        self._remember()
+
+    def _remember(self) -> None:
+        """Keep what the run may have to go back to."""
         if self.settings.on_nan == "rollback":
             self.good = copy.deepcopy(self.state_dict()), self.best
 

@@ -102,14 +102,17 @@ class Dataset:
     @property
     def sizes(self) -> dict[str, int]:
         """The number of examples of each split there is."""
-        parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        return {split: len(part) for split, part in parts.items() if part is not None}
+        return {split: len(part) for split, part in self._parts.items()}
 
     @property
     def examples(self) -> dict[str, list[float]]:
         """The means of some examples of each split and of their labels, by which changed data are known."""
+        return {f"{split} examples": _means(part) for split, part in self._parts.items() if isinstance(part, Examples)}
+
+    @property
+    def _parts(self) -> dict[str, Examples | Feed]:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        return {f"{split} examples": _means(part) for split, part in parts.items() if isinstance(part, Examples)}
+        return {split: part for split, part in parts.items() if part is not None}
 
     def resident(self, split: str, device: torch.device, resident: bool | str = "auto") -> Resident | None:
         """Return a split for the device, or None where there is none; `resident` says where its examples shall be."""

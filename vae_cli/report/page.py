@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_cli.config import typed
 from vae_cli.data import Resident, Spec
+from vae_cli.disk import TYPED
 from vae_cli.metrics import Evaluation
 from vae_cli.output import writable
 from vae_cli.report import pictures
@@ -124,11 +126,5 @@ def _command(folder: Path) -> str:
     """Return the command line of the run, where it was kept: of a setting given twice, by a resumption, the last."""
     import shlex
 
-    import yaml
-
-    typed = folder / ".hydra" / "overrides.yaml"
-    found = yaml.safe_load(typed.read_text()) if typed.is_file() else None
-    if not isinstance(found, list):
-        return ""
-    given = {str(override).partition("=")[0]: str(override) for override in found}
-    return shlex.join(["vae-train", *given.values()])
+    given = {override.partition("=")[0]: override for override in typed(folder)}
+    return shlex.join(["vae-train", *given.values()]) if (folder / TYPED).is_file() else ""

@@ -17,6 +17,7 @@ from vae_cli.data import Resident, Spec
 from vae_cli.disk import whole, written
 from vae_cli.errors import first_line
 from vae_cli.metrics import Evaluation, undisturbed
+from vae_cli.output import number
 from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
 from vae_cli.report.console import Terminal
@@ -220,12 +221,9 @@ def logged(metrics: Path) -> Iterator[dict[str, float]]:
     for text in metrics.read_text(errors="replace").splitlines():
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
-            if isinstance(line, dict) and {"step", "epoch"} <= set(line) and all(map(_is_number, line.values())):
+            known = isinstance(line, dict) and {"step", "epoch"} <= set(line)
+            if known and None not in map(number, line.values()):
                 yield line
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def plain(numbers: dict[str, Any]) -> dict[str, Any]:
