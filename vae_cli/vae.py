@@ -1,8 +1,7 @@
-"""The VAE: encode, sample, decode."""
+"""The VAE: encode, draw, decode."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,44 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_cli.distribution import kl_by_dimension
+from vae_cli.batch import Batch
 from vae_cli.errors import UserError
+from vae_cli.latent import Draw, Encoder
+from vae_cli.likelihood import log_prob
+from vae_cli.model.layers import autocast
 
 
 @dataclass
 class Output:
     """The terms of one forward pass, in nats."""
 
-    log_likelihood: Tensor  # [K, B] log p(x|z_k, c)
-    kl: Tensor  # [B, C] KL(q(z|x,c) ‖ p(z|c)), a column for each dimension, or one where they are not independent
-    layers: tuple[tuple[int, int], ...]  # of each stochastic layer, top first: its columns of `kl`, its dimensions
-    z: Tensor  # [K, B, D]
-    posterior: Distribution  # batch [B], event [D]
-    prior: Distribution  # batch [] or [B], event [D]
-    features: Tensor  # [B, F] of the encoder
+    log_likelihood: Tensor  # [K, B] log p(x|z_k, c), of what is known of x
+    draw: Draw
+    batch: Batch
 
+    @property
+    def z(self) -> Tensor:
+        """[K, B, D]."""
+        return self.draw.z
 
-class Encoder:
-    """x, c → q(z|x,c), the lowest common part of a VAE and of a prior that encodes pseudo-inputs.
-
-    No module of its own, so that weights are held once.
-
-    Args:
-        model: its `encode` gives features [B, F]; `features` says how many of them the posterior takes.
-        posterior: features → distribution over z.
-    """
-
-    def __init__(self, model: Any, posterior: nn.Module):
-        self.model, self.posterior = model, posterior
-
-    def features(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Return the features [B, F] of x [B, *shape]."""
-        with autocast(self.model, x):
-            return self.model.encode(x, c).to(x.dtype)
-
-    def __call__(self, x: Tensor, c: Tensor | None) -> Distribution:
-        """Return q(z|x,c) of x [B, *shape] and conditions c [B, C], of the top layer where there are several."""
-        return self.posterior(self.features(x, c)[:, : self.model.features])
+    @property
+    def kl(self) -> Tensor:
+        """[B, columns] KL(q(z|x,c) ‖ p(z|c))."""
+        return self.draw.kl
 
 
 class VAE(nn.Module):
@@ -55,33 +40,35 @@ class VAE(nn.Module):
 
     Args:
         model: encoder and decoder (`vae_cli.model`).
-        posterior: features → q(z|x,c).
-        prior: condition → p(z|c).
+        latent: what z is; owns posterior and prior (`vae_cli.latent`).
         likelihood: decoder outputs → p(x|z,c).
         conditioning: labels → condition.
         shape: of one example.
-        log_volume: Σ log std of standardised data, nats: log p(x) is then that of the data's own values.
+        log_std: log of what each element of standardised data was divided by [*shape]; None where they were not. log
+            p(x) is then that of the data's own values.
     """
+
+    log_std: Tensor | None
 
     def __init__(
         self,
         *,
         model: Any,
-        posterior: nn.Module,
-        prior: nn.Module,
+        latent: Any,
         likelihood: Any,
         conditioning: nn.Module,
         shape: tuple[int, ...],
-        log_volume: float = 0.0,
+        log_std: Tensor | None = None,
     ):
         super().__init__()
         self.model: Any
+        self.latent: Any
         self.likelihood: Any
-        self.prior: Any
-        self.posterior: Any
-        self.model, self.posterior, self.prior = model, posterior, prior
+        self.model, self.latent = model, latent
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
-        self.log_volume = log_volume
+        self.register_buffer("log_std", log_std, persistent=False)
+        self.log_volume = 0.0 if log_std is None else float(log_std.double().sum())
+        self.encoder = Encoder(model, likelihood.shown, latent)
 
     @property
     def products(self) -> torch.dtype:
@@ -98,91 +85,81 @@ class VAE(nn.Module):
         return getattr(self.conditioning, "dim", 0) > 0
 
     @property
+    def latent_dim(self) -> int:
+        """D, the number of elements of a (flat) code."""
+        return self.latent.layout.size
+
+    @property
     def wants_examples(self) -> bool:
         """Whether a part starts from training examples."""
-        return hasattr(self.prior, "initialize") or getattr(self.model, "bias_from_data", False)
+        return hasattr(self.latent.prior, "initialize") or getattr(self.model, "bias_from_data", False)
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, y: Tensor | None) -> None:
-        """Let the parts that want to start from training examples x [N, *shape], y [N] do so."""
-        c = self.conditioning(y)
-        if hasattr(self.prior, "initialize"):
-            self.prior.initialize(x, c)
+    def initialize(self, batch: Batch) -> None:
+        """Let the parts that want to start from training examples do so."""
+        if hasattr(self.latent.prior, "initialize"):
+            self.latent.prior.initialize(batch.x, self.conditioning(batch.y))
         if getattr(self.model, "bias_from_data", False):
             if not hasattr(self.likelihood, "outputs_for"):
                 raise UserError("model.bias_from_data=true: no effect with this likelihood; bernoulli is allowed")
-            self.model.readout.bias.copy_(self.likelihood.outputs_for(x.mean(0)).flatten())
+            self.model.readout.bias.copy_(self.likelihood.outputs_for(batch.x.mean(0)).flatten())
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Distribution:
-        """Return q(z|x,c), batch [B], event [D], for x [B, *shape] and labels y."""
-        return self.posterior(self.features(x, self.conditioning(y)))
+    def encode(self, batch: Batch) -> Distribution:
+        """Return q(z|x,c), batch [B], event [D]."""
+        return self.latent.q(self.parameters_of(batch))
+
+    def parameters_of(self, batch: Batch) -> Tensor:
+        """Return the parameters [B, P] of q(z|x,c)."""
+        return self.encoder.parameters(batch.x, self.conditioning(batch.y), batch.known)
 
     def decode(self, z: Tensor, y: Tensor | None = None) -> Distribution:
         """Return p(x|z,c), batch [..., B], event `shape`, for z [..., B, D] and labels y [B]."""
-        return self._decode(z, self.conditioning(y))
+        return self.decode_given(z, self.conditioning(y))
 
-    def forward(self, x: Tensor, y: Tensor | None = None, samples: int = 1) -> Output:
-        """Return the terms of the ELBO of x [B, *shape] with K = `samples` draws of z for each example."""
-        c = self.conditioning(y)
-        features = self.features(x, c)
-        posterior, prior = self.posterior(features), self.prior(c)
-        z = posterior.rsample((samples,))
-        log_likelihood = self._decode(z, c).log_prob(x)
-        if self.log_volume:
-            log_likelihood = log_likelihood - self.log_volume
-        kls = kl_by_layer(posterior, prior, z)
-        layers = tuple((kl.shape[-1], dims) for kl, dims in zip(kls, self.layers(z.shape[-1]), strict=True))
-        return Output(
-            log_likelihood, torch.cat(kls, -1) if len(kls) > 1 else kls[0], layers, z, posterior, prior, features
-        )
+    def prior(self, y: Tensor | None = None) -> Distribution:
+        """Return p(z|c), batch [] or [B], event [D], for labels y [B]."""
+        return self.latent.p(self.conditioning(y))
 
-    def log_weights(self, x: Tensor, y: Tensor | None, samples: int, at_once: int) -> Tensor:
+    def forward(self, batch: Batch, samples: int = 1) -> Output:
+        """Return the terms of the ELBO of a batch, with K = `samples` draws of z for each example."""
+        c = self.conditioning(batch.y)
+        draw = self.latent.infer(self.parameters_of(batch), c, samples)
+        return Output(self.log_prob(self.decode_given(draw.z, c), batch), draw, batch)
+
+    def log_prob(self, p: Distribution, batch: Batch) -> Tensor:
+        """Return log p(x|z,c) [..., B] of what is known of x, in the data's own units, nats."""
+        found = log_prob(p, batch.x, batch.known)
+        if self.log_std is None:
+            return found
+        if batch.known is None:
+            return found - self.log_volume
+        return found - (batch.known * self.log_std).flatten(1).sum(-1)
+
+    def log_weights(self, batch: Batch, samples: int, at_once: int) -> Tensor:
         """Return log w_k = log p(x|z_k,c) + log p(z_k|c) − log q(z_k|x,c) [K, B] of K = `samples` draws, nats.
 
         `at_once` draws are decoded at a time.
         """
-        c = self.conditioning(y)
-        posterior, prior = self.posterior(self.features(x, c)), self.prior(c)
+        c = self.conditioning(batch.y)
+        q, p = self.latent.q(self.parameters_of(batch)), self.latent.p(c)
         parts = []
         for start in range(0, samples, at_once):
-            z = posterior.rsample((min(at_once, samples - start),))
-            weights = prior.log_prob(z) - posterior.log_prob(z)
-            parts.append(self._decode(z, c).log_prob(x) - self.log_volume + weights)
+            z = q.rsample((min(at_once, samples - start),))
+            parts.append(self.log_prob(self.decode_given(z, c), batch) + (p.log_prob(z) - q.log_prob(z)))
         return torch.cat(parts)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = True) -> Tensor:
         """Return means (or else draws) of p(x|z,c) [n, *shape] for n draws of z from the prior; y holds n labels."""
         c = self.conditioning(y)
-        prior = self.prior(c)
-        z = prior.sample((n,) if not prior.batch_shape else ())
-        p = self._decode(z, c)
+        p = self.decode_given(self.latent.generate(n, c), c)
         return p.mean if mean else p.sample()
 
-    def layers(self, latent_dim: int) -> tuple[int, ...]:
-        """Return the dimensions of each stochastic layer, top first, for D in all."""
-        return getattr(self.model, "layers", (latent_dim,))
-
-    def features(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Return the encoder's features [B, F] of x [B, *shape] and conditions c [B, C]."""
-        return Encoder(self.model, self.posterior).features(x, c)
-
-    def _decode(self, z: Tensor, c: Tensor | None) -> Distribution:
-        batch = z.shape[:-1]
+    def decode_given(self, z: Tensor, c: Tensor | None) -> Distribution:
+        """Return p(x|z,c), batch [..., B], event `shape`, for z [..., B, D] and conditions c [B, C]."""
+        batch, each = z.shape[:-1], c
         if c is not None and len(batch) > 1:
-            c = c.expand(*batch, -1).flatten(0, -2)
+            each = c.expand(*batch, -1).flatten(0, -2)
         with autocast(self.model, z):
-            outputs = self.model.decode(z.flatten(0, -2), c).to(z.dtype)
-        return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape))
-
-
-def kl_by_layer(q: Any, p: Any, z: Tensor) -> list[Tensor]:
-    """Return KL(q ‖ p), nats, of each stochastic layer, top first, each [B, its columns]; z [K, B, D]."""
-    return q.kl_by_layer(p, z) if hasattr(q, "kl_by_layer") else [kl_by_dimension(q, p, z)]
-
-
-def autocast(model: Any, like: Tensor) -> AbstractContextManager[Any]:
-    """Compute products in the model's type within the block."""
-    if getattr(model, "products", torch.float32) == torch.float32:
-        return nullcontext()
-    return torch.autocast(like.device.type, dtype=torch.bfloat16)
+            outputs = self.model.decode(self.latent.decoded(z).flatten(0, -2), each).to(z.dtype)
+        return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape), c)

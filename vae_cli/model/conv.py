@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from vae_cli.config.types import Activation, SomeWidths, Widths
+from vae_cli.errors import UserError
+from vae_cli.model.grid import GridModel
 from vae_cli.model.layers import (
     ACTIVATIONS,
     Condition,
@@ -20,14 +23,15 @@ from vae_cli.model.layers import (
 )
 
 
-class Conv(nn.Module):
+class Conv(GridModel):
     """4×4 convolutions of stride 2, then dense layers; the decoder mirrors them with transposed convolutions.
 
     Any height, width and number of channels: the output has exactly the shape of the input.
 
     Args:
         shape: [H, W] or [C, H, W] of one example.
-        latent_dim: D, dimensions of z.
+        shown: the same of what the encoder is shown of it.
+        latent_shape: of one code: (D,), or (C, None, None) for C channels on the grid of the last stage.
         condition_dim: C, dimensions of the condition; 0 for none.
         outputs: P, decoder outputs for each element of x.
         channels: of the encoder's stages.
@@ -42,35 +46,43 @@ class Conv(nn.Module):
         self,
         *,
         shape: Sequence[int],
-        latent_dim: int,
+        shown: Sequence[int],
+        latent_shape: Sequence[int | None],
         condition_dim: int,
         outputs: int,
-        channels: Sequence[int] = (32, 64),
-        hidden: Sequence[int] = (),
-        activation: str = "gelu",
+        channels: SomeWidths,
+        hidden: Widths,
+        activation: Activation,
     ):
-        super().__init__()
-        first, height, wide = self.picture = picture_shape(shape, "conv")
-        self.shape, self.outputs = tuple(shape), outputs
+        first, height, wide = picture_shape(shape, "conv")
         sizes = halvings((height, wide), len(channels), "conv")
-        self.inner = (channels[-1], *sizes[-1])
-        flat = channels[-1] * sizes[-1][0] * sizes[-1][1]
-        self.features = hidden[-1] if hidden else flat
-        self.first = nn.Conv2d(first, width(channels[0], activation), 4, stride=2, padding=1)
+        super().__init__(
+            shape=shape, outputs=outputs, channels=channels[-1], grid=sizes[-1], latent_shape=latent_shape,
+            width=hidden[-1] if hidden else None,
+        )  # fmt: skip
+        self.picture = picture_shape(shown, "conv")
+        if self.on_grid and hidden:
+            raise UserError(f"model.hidden={list(hidden)}: has no effect on a latent that is a grid; [] is allowed")
+        flat = self.on_features[0] * sizes[-1][0] * sizes[-1][1]
+        self.first = nn.Conv2d(self.picture[0], width(channels[0], activation), 4, stride=2, padding=1)
         self.condition = Condition(condition_dim, width(channels[0], activation))
-        self.down = nn.Sequential(ACTIVATIONS[activation](), *_down(channels, activation), nn.Flatten())
+        self.down = nn.Sequential(ACTIVATIONS[activation](), *_down(channels, activation))
         self.dense = dense([flat, *hidden], activation)
-        self.undense = dense([latent_dim + condition_dim, *reversed(hidden), flat], activation)
+        if not self.on_grid:
+            self.undense = dense([self.latent_size + condition_dim, *reversed(hidden), flat], activation)
+        else:
+            self.expand_grid(condition_dim)
         self.up = _up([*reversed(channels), first * outputs], sizes[::-1], activation)
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Map x [B, *shape] and c [B, C] to features [B, F]."""
-        return self.dense(self.down(self.condition(self.first(x.view(-1, *self.picture)), c)))
+        """Map x [B, *shown] and c [B, C] to features [B, F], or [B, F, h, w] on a grid."""
+        h = self.down(self.condition(self.first(x.view(-1, *self.picture)), c))
+        return h if self.on_grid else self.dense(h.flatten(1))
 
     def decode(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Map z [B, D] and c [B, C] to outputs [B, P, *shape]."""
-        h = self.up(self.undense(join(z, c)).view(-1, *self.inner))
-        return h.view(-1, self.outputs, *self.shape)
+        h = self.from_grid(z, c) if self.on_grid else self.undense(join(z, c)).view(-1, *self.on_features)
+        return self.up(h).view(-1, self.outputs, *self.shape)
 
 
 def _down(channels: Sequence[int], activation: str) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -136,3 +137,10 @@ class Condition(nn.Module):
     def forward(self, h: Tensor, c: Tensor | None) -> Tensor:
         """Return h [B, C, H, W] with the condition c [B, K] added to its channels."""
         return h if self.map is None or c is None else h + self.map(c)[:, :, None, None]
+
+
+def autocast(model: Any, like: Tensor) -> AbstractContextManager[Any]:
+    """Compute products in the model's own type (`products`) within the block."""
+    if getattr(model, "products", torch.float32) == torch.float32:
+        return nullcontext()
+    return torch.autocast(like.device.type, dtype=torch.bfloat16)

@@ -5,31 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_cli.model.base import Model
 from vae_cli.model.layers import Readout, join
 
 
-class Linear(nn.Module):
+class Linear(Model):
     """The features are the data themselves, so that the posterior's head is the only map; the decoder is affine.
 
     With a Gaussian likelihood of one shared σ this is probabilistic PCA (Lucas et al. 2019).
 
     Args:
         shape: of one example.
-        latent_dim: D, dimensions of z.
+        shown: shape of what the encoder is shown of it.
+        latent_shape: of one code; its elements are flattened to D.
         condition_dim: C, dimensions of the condition; 0 for none.
         outputs: P, decoder outputs for each element of x.
     """
 
-    def __init__(self, *, shape: Sequence[int], latent_dim: int, condition_dim: int, outputs: int):
-        super().__init__()
-        self.shape, self.outputs = tuple(shape), outputs
-        self.features = prod(shape) + condition_dim
-        self.readout = Readout(latent_dim + condition_dim, outputs * prod(shape))
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        shown: Sequence[int],
+        latent_shape: Sequence[int],
+        condition_dim: int,
+        outputs: int,
+    ):
+        features = prod(shown) + condition_dim
+        super().__init__(shape=shape, outputs=outputs, features=features, latent_shape=latent_shape)
+        self.readout = Readout(self.latent_size + condition_dim, outputs * prod(shape))
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Return x [B, *shape] and c [B, C] as features [B, F]."""
+        """Return x [B, *shown] and c [B, C] as features [B, F]."""
         return join(x.flatten(1), c)
 
     def decode(self, z: Tensor, c: Tensor | None) -> Tensor:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae_cli.config.types import Activation, SomeWidths
+from vae_cli.model.base import Model
 from vae_cli.model.layers import Readout, dense, join
 
 
-class MLP(nn.Module):
+class MLP(Model):
     """Dense layers each way; data of any shape are flattened.
 
     Args:
         shape: of one example.
-        latent_dim: D, dimensions of z.
+        shown: shape of what the encoder is shown of it.
+        latent_shape: of one code; its elements are flattened to D.
         condition_dim: C, dimensions of the condition; 0 for none.
         outputs: P, decoder outputs for each element of x.
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
@@ -27,22 +30,22 @@ class MLP(nn.Module):
         self,
         *,
         shape: Sequence[int],
-        latent_dim: int,
+        shown: Sequence[int],
+        latent_shape: Sequence[int],
         condition_dim: int,
         outputs: int,
-        hidden: Sequence[int] = (400,),
-        activation: str = "relu",
-        bias_from_data: bool = False,
+        hidden: SomeWidths,
+        activation: Activation,
+        bias_from_data: bool,
     ):
-        super().__init__()
-        self.shape, self.outputs, self.bias_from_data = tuple(shape), outputs, bias_from_data
-        self.features = hidden[-1]
-        self.encoder = dense([prod(shape) + condition_dim, *hidden], activation)
-        self.decoder = dense([latent_dim + condition_dim, *reversed(hidden)], activation)
+        super().__init__(shape=shape, outputs=outputs, features=hidden[-1], latent_shape=latent_shape)
+        self.bias_from_data = bias_from_data
+        self.encoder = dense([prod(shown) + condition_dim, *hidden], activation)
+        self.decoder = dense([self.latent_size + condition_dim, *reversed(hidden)], activation)
         self.readout = Readout(hidden[0], outputs * prod(shape))
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Map x [B, *shape] and c [B, C] to features [B, F]."""
+        """Map x [B, *shown] and c [B, C] to features [B, F]."""
         return self.encoder(join(x.flatten(1), c))
 
     def decode(self, z: Tensor, c: Tensor | None) -> Tensor:

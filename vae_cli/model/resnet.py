@@ -8,6 +8,8 @@ from math import gcd
 
 from torch import Tensor, nn
 
+from vae_cli.config.types import Activation, Count, SomeWidths
+from vae_cli.model.grid import GridModel
 from vae_cli.model.layers import ACTIVATIONS, Condition, ConvReadout, halvings, join, picture_shape, width
 
 
@@ -36,14 +38,15 @@ def _layer(n_in: int, n_out: int, activation: str, kind: type[nn.Conv2d] = nn.Co
     ]
 
 
-class ResNet(nn.Module):
+class ResNet(GridModel):
     """Stages of residual blocks; each halves height and width, and the decoder mirrors them.
 
     Any height, width and number of channels: the output has exactly the shape of the input.
 
     Args:
         shape: [H, W] or [C, H, W] of one example.
-        latent_dim: D, dimensions of z.
+        shown: the same of what the encoder is shown of it.
+        latent_shape: of one code: (D,), or (C, None, None) for C channels on the grid of the last stage.
         condition_dim: C, dimensions of the condition; 0 for none.
         outputs: P, decoder outputs for each element of x.
         channels: of the encoder's stages.
@@ -58,34 +61,39 @@ class ResNet(nn.Module):
         self,
         *,
         shape: Sequence[int],
-        latent_dim: int,
+        shown: Sequence[int],
+        latent_shape: Sequence[int | None],
         condition_dim: int,
         outputs: int,
-        channels: Sequence[int] = (32, 64),
-        blocks: int = 2,
-        activation: str = "silu",
+        channels: SomeWidths,
+        blocks: Count,
+        activation: Activation,
     ):
-        super().__init__()
-        first, height, wide = self.picture = picture_shape(shape, "resnet")
-        self.shape, self.outputs = tuple(shape), outputs
+        first, height, wide = picture_shape(shape, "resnet")
         sizes = halvings((height, wide), len(channels), "resnet")
-        self.inner = (channels[-1], *sizes[-1])
-        self.features = channels[-1] * sizes[-1][0] * sizes[-1][1]
-        self.first = nn.Conv2d(first, channels[0], 3, padding=1)
+        super().__init__(
+            shape=shape, outputs=outputs, channels=channels[-1], grid=sizes[-1], latent_shape=latent_shape
+        )
+        self.picture = picture_shape(shown, "resnet")
+        self.first = nn.Conv2d(self.picture[0], channels[0], 3, padding=1)
         self.condition = Condition(condition_dim, channels[0])
         self.down = _down(channels, blocks, activation)
-        self.expand = nn.Linear(latent_dim + condition_dim, self.features)
+        if self.on_grid:
+            self.expand_grid(condition_dim)
+        else:
+            self.expand = nn.Linear(self.latent_size + condition_dim, self.features)
         self.up = _up(channels, sizes, blocks, activation)
         self.readout = nn.Sequential(*_layer(channels[0], first * outputs, activation, ConvReadout))
 
     def encode(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Map x [B, *shape] and c [B, C] to features [B, F]."""
-        return self.down(self.condition(self.first(x.view(-1, *self.picture)), c)).flatten(1)
+        """Map x [B, *shown] and c [B, C] to features [B, F], or [B, F, h, w] on a grid."""
+        h = self.down(self.condition(self.first(x.view(-1, *self.picture)), c))
+        return h if self.on_grid else h.flatten(1)
 
     def decode(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Map z [B, D] and c [B, C] to outputs [B, P, *shape]."""
-        h = self.readout(self.up(self.expand(join(z, c)).view(-1, *self.inner)))
-        return h.view(-1, self.outputs, *self.shape)
+        h = self.from_grid(z, c) if self.on_grid else self.expand(join(z, c)).view(-1, *self.on_features)
+        return self.readout(self.up(h)).view(-1, self.outputs, *self.shape)
 
 
 def _down(channels: Sequence[int], blocks: int, activation: str) -> nn.Sequential:

@@ -1,0 +1,113 @@
+"""The settings of runs that are there already: read, brought up to date, compared. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vae_cli.config.commands import PATHS
+from vae_cli.config.options import GROUPS, modern
+from vae_cli.disk import SETTINGS, TYPED, refuse_links
+from vae_cli.errors import UserError, first_line
+
+MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
+MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
+MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are, not by where
+LADDER = "vae_cli.model.ladder.Ladder"  # the model of an earlier version, which held the latents as well
+SINCE = {"latent": {"_target_": "vae_cli.latent.flat.Flat"}}  # groups that earlier versions did not have
+NEW = {"data": {"missing": "refused"}}  # settings likewise
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run was accepted with, those of an earlier version as they are called today.
+
+    Raises:
+        UserError: they cannot be read, or are no settings.
+    """
+    path = folder / SETTINGS
+    refuse_links(folder)
+    try:
+        found = plain_yaml(path)
+    except Exception as error:  # damaged text fails in as many ways as it has types
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+        raise UserError(f"{path}: holds no settings of a run")
+    return modernise(found)
+
+
+def modernise(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of an earlier version as they are called today."""
+    if _target(settings.get("model")) == LADDER and "latent" not in settings:
+        settings = {**settings, **_split_ladder(settings["model"])}
+    found = {**SINCE, **settings} if set(GROUPS) - set(SINCE) <= set(settings) else dict(settings)
+    for group, added in NEW.items():
+        if isinstance(found.get(group), dict):
+            found[group] = {**added, **found[group]}
+    for group in GROUPS:
+        if target := _target(found.get(group)):
+            found[group] = {**found[group], "_target_": modern(group, target)}
+    return found
+
+
+def _target(content: Any) -> str:
+    target = content.get("_target_") if isinstance(content, dict) else None
+    return target if isinstance(target, str) else ""
+
+
+def _split_ladder(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return model and latent of what once was model=ladder."""
+    try:
+        first, *hidden = old["hidden"]
+        body = {"latent_dim": old["latent_dim"], "hidden": [first] * old["depth"], "activation": old["activation"]}
+        conv = {"_target_": "vae_cli.model.conv.Conv", "channels": old["channels"]}
+        mlp = {"_target_": "vae_cli.model.mlp.MLP", "bias_from_data": False}
+        own = {"below": old["below"], "hidden": hidden, "depth": old["depth"], "activation": old["activation"]}
+        return {
+            "model": body | (conv if old["channels"] else mlp),
+            "latent": {"_target_": "vae_cli.latent.ladder.Ladder", **own},
+        }
+    except (KeyError, TypeError, ValueError):  # damaged: refused where it is checked
+        return {}
+
+
+def typed(folder: Path) -> list[str]:
+    """Return the overrides that a run was begun with, as they were typed; none where what stands there are none."""
+    try:
+        found = plain_yaml(folder / TYPED)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return []
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+
+
+def plain_yaml(path: Path) -> Any:
+    """Return what a YAML file holds: plain values alone, each written out where it stands.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: it cannot be read, or holds tags or aliases; these can inflate it.
+    """
+    text = path.read_text()
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("holds an alias (*NAME)")
+    return yaml.safe_load(text)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'kl': {'weight': 1.0}} → {'kl.weight': 1.0}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def stays(key: str) -> bool:
+    """Whether a resumed run keeps a setting."""
+    return not key.startswith(MAY_CHANGE) or key in MUST_STAY
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ between two runs, each with both of its values."""
+    a, b = flat(modernise(one)), flat(modernise(other))
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key) and key != "resume"}

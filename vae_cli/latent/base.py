@@ -1,0 +1,146 @@
+"""The contract of a latent: features in, a draw of z with its KL out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_cli.distribution import kl_by_dimension
+from vae_cli.model.layers import autocast
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of each stochastic layer of a code, top first; a flat code holds them one after another.
+
+    >>> Layout(((4, 7, 7),)).size
+    196
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of elements of each layer."""
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """D, the number of elements of a code."""
+        return sum(self.sizes)
+
+    def flatten(self, layers: Sequence[Tensor]) -> Tensor:
+        """Return one flat code [..., D] of its layers, each [..., *shape]."""
+        flat = [z.flatten(z.ndim - len(shape)) for z, shape in zip(layers, self.shapes, strict=True)]
+        return torch.cat(flat, -1) if len(flat) > 1 else flat[0]
+
+    def unflatten(self, z: Tensor) -> list[Tensor]:
+        """Return the layers, each [..., *shape], of a flat code z [..., D]."""
+        parts = z.split(self.sizes, -1)
+        return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+@dataclass
+class Draw:
+    """K draws of z for each of B examples, and what they cost."""
+
+    z: Tensor  # [K, B, D]
+    q: Distribution  # q(z|x,c), batch [B], event [D]
+    p: Distribution  # p(z|c), batch [] or [B], event [D]
+    kl: Tensor  # [B, columns] KL(q ‖ p), nats: a column for each dimension, or fewer where they are not independent
+    layers: tuple[tuple[int, int], ...]  # of each stochastic layer, top first: its columns of `kl`, its dimensions
+    parameters: Tensor  # [B, P] of q
+    extra: dict[str, Tensor] = field(default_factory=dict)  # [] each: what the latent adds to the loss, by name
+
+
+class Latent(nn.Module):
+    """Base of the latents; as it stands, one layer of any shape.
+
+    Attributes:
+        layout: the shape of z.
+        posterior: parameters → q(z|x,c); its `head` maps features to them.
+        prior: condition → p(z|c).
+    """
+
+    gives: tuple[str, ...] = ("one layer",)
+    extra: tuple[str, ...] = ()  # names of what `Draw.extra` holds
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.posterior: Any
+        self.prior: Any
+
+    def parameters_of(self, h: Tensor) -> Tensor:
+        """Return the parameters [B, P] of q(z|x,c) for features h."""
+        return self.posterior.head(h)
+
+    def q(self, parameters: Tensor) -> Distribution:
+        """Return q(z|x,c), batch [B], event [D], of parameters [B, P]."""
+        return self.posterior.distribution(parameters)
+
+    def p(self, c: Tensor | None) -> Distribution:
+        """Return p(z|c), batch [] or [B], event [D]."""
+        return self.prior(c)
+
+    def top(self, h: Tensor) -> Distribution:
+        """Return q(z|x,c) of the top layer for features h."""
+        return self.q(self.parameters_of(h))
+
+    def kl_by_layer(self, q: Any, p: Any, z: Tensor) -> list[Tensor]:
+        """Return KL(q ‖ p), nats, of each stochastic layer, top first, each [B, its columns]; z [K, B, D]."""
+        return [kl_by_dimension(q, p, z)]
+
+    def infer(self, parameters: Tensor, c: Tensor | None, samples: int) -> Draw:
+        """Draw z [K, B, D], K = `samples`, from q of parameters [B, P]; c [B, C] is the prior's condition."""
+        q, p = self.q(parameters), self.p(c)
+        z = q.rsample((samples,))
+        kls = self.kl_by_layer(q, p, z)
+        layers = tuple((kl.shape[-1], size) for kl, size in zip(kls, self.units, strict=True))
+        return Draw(z, q, p, torch.cat(kls, -1) if len(kls) > 1 else kls[0], layers, parameters)
+
+    def generate(self, n: int, c: Tensor | None) -> Tensor:
+        """Draw n codes [n, D] from the prior; c holds n conditions, or is None."""
+        p = self.p(c)
+        return p.sample((n,) if not p.batch_shape else ())
+
+    @property
+    def units(self) -> list[int]:
+        """The number of latent units of each layer, top first: elements, where they are numbers."""
+        return self.layout.sizes
+
+    def decoded(self, z: Tensor) -> Tensor:
+        """Return what the model decodes of codes [..., D]: all of them, or the layer next to the data."""
+        return z
+
+
+class Encoder:
+    """x, c → the parameters of q(z|x,c), and q of the top layer: what the VAE and a prior of pseudo-inputs share.
+
+    Not a module, so that weights are held once.
+
+    Args:
+        model: its `encode` gives features.
+        shown: what the encoder is shown of x and of which elements are known.
+        latent: features → the parameters of q.
+    """
+
+    def __init__(self, model: Any, shown: Callable[[Tensor, Tensor | None], Tensor], latent: Latent):
+        self.model, self.shown, self.latent = model, shown, latent
+
+    def parameters(self, x: Tensor, c: Tensor | None, known: Tensor | None = None) -> Tensor:
+        """Return the parameters [B, P] of q(z|x,c) for x [B, *shape], conditions c [B, C] and known [B, *shape]."""
+        with autocast(self.model, x):
+            return self.latent.parameters_of(self.model.encode(self.shown(x, known), c)).to(x.dtype)
+
+    def __call__(self, x: Tensor, c: Tensor | None) -> Distribution:
+        """Return q(z|x,c) of the top layer."""
+        with autocast(self.model, x):
+            h = self.model.encode(self.shown(x, None), c).to(x.dtype)
+        return self.latent.top(h)
