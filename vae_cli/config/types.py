@@ -31,6 +31,7 @@ def _exists(path: str) -> str:
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrNone = Annotated[int, Field(ge=0, lt=2**31)]
+TwoOrMore = Annotated[int, Field(ge=2, lt=2**31)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # within float32, and so is what becomes of it
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -115,6 +115,10 @@ class Latent(nn.Module):
         """The number of latent units of each layer, top first: elements, where they are numbers."""
         return self.layout.sizes
 
+    def by_unit(self, values: Tensor) -> Tensor:
+        """Return one value for each unit of what each element of a code has, [..., D] → [..., units]."""
+        return values
+
     def decoded(self, z: Tensor) -> Tensor:
         """Return what the model decodes of codes [..., D]: all of them, or the layer next to the data."""
         return z

@@ -1,0 +1,63 @@
+"""Discrete codes: D latents, each one of K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from vae_cli.config.types import TwoOrMore
+from vae_cli.latent.base import Latent, Layout
+
+
+class Codes(Latent):
+    """z [D, K]: D one-hot vectors, each one of K classes (Jang et al. 2017; Maddison et al. 2017).
+
+    Args:
+        model: builds the posterior's head: K logits for each of D latents.
+        latent_dim: D.
+        posterior: (head, latent_dim, classes) → q(z|x,c).
+        prior: (latent, latent_dim, classes) → p(z|c).
+        classes: K.
+    """
+
+    gives = ("one layer", "discrete")
+    needs = {  # noqa: RUF012
+        "categorical posterior": "its codes are classes",
+        "categorical prior": "its codes are classes",
+    }
+
+    @staticmethod
+    def decoded_shape(*, latent_dim: int, classes: int) -> tuple[int | None, ...]:
+        """Return the shape of the code that the model decodes: (D, K)."""
+        return (latent_dim, classes)
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        latent_dim: int,
+        posterior: Callable[..., Any],
+        prior: Callable[..., Any],
+        classes: TwoOrMore,
+    ):
+        super().__init__(Layout(((latent_dim, classes),)))
+        self.posterior = posterior(
+            head=partial(model.head, latent_dim * classes), latent_dim=latent_dim, classes=classes
+        )
+        self.prior = prior(self, latent_dim=latent_dim, classes=classes)
+
+    @property
+    def units(self) -> list[int]:
+        """D: a latent is one unit, whatever its classes."""
+        return [self.layout.shapes[0][0]]
+
+    def by_unit(self, values: Tensor) -> Tensor:
+        """Return the largest of what each class of a latent has: [..., D · K] → [..., D]."""
+        return values.unflatten(-1, self.layout.shapes[0]).amax(-1)
+
+    def kl_by_layer(self, q: Any, p: Any, z: Tensor) -> list[Tensor]:
+        """Return KL(q ‖ p) = Σ_k q_k log(q_k / p_k) of each latent [B, D], nats: between 0 and log K for uniform p."""
+        return [(q.logits.exp() * (q.logits - p.logits)).sum(-1)]
