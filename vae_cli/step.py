@@ -186,14 +186,21 @@ class Step:
         for k in range(1, len(index)):
             torch._foreach_add_(found, self._gradient(index[k], len(index), last=k == len(index) - 1))
         if self.settings.grad_clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
-            self.grad_norm.copy_(norm)
+            self.grad_norm.copy_(self._clip(self.settings.grad_clip))
         if self.settings.on_nan == "skip":
             found = self._skip_if_infinite(found, buffers)
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged)
         torch._foreach_add_(self.each_sum, found)
+
+    def _clip(self, most: float) -> Tensor:
+        """Scale the gradient of each group of parameters down to a norm; return the norm that the model's had.
+
+        Each by itself: a discriminator's gradient says nothing about the step that the model should take.
+        """
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in self.optimizer.param_groups]
+        return norms[0]
 
     def _gradient(self, index: Tensor, parts: int, *, last: bool) -> list[Tensor]:
         """Add the gradient of one of so many parts of a batch, and return its share of the terms.
