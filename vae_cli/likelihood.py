@@ -8,6 +8,7 @@ element of x; calling it maps outputs [..., P, *shape] to a `torch.distributions
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,6 +62,10 @@ class Likelihood(nn.Module):
     def forward(self, outputs: Tensor, event_dims: int) -> Distribution:
         """Map decoder outputs [..., P, *shape] to p(x|z) with event shape `shape` of `event_dims` dimensions."""
         raise NotImplementedError
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return what the encoder is shown of x [B, *shape]."""
+        return x
 
 
 def _split(outputs: Tensor, event_dims: int) -> tuple[Tensor, ...]:
@@ -230,23 +235,40 @@ class Gaussian(Likelihood):
     """N(x | μ(z), σ²) on the real line.
 
     Args:
-        scale: `per_pixel`: the decoder gives each element its log σ; `shared`: one learned σ; `optimal`: σ-VAE
-            (Rybkin et al. 2021), σ² is the mean squared error of the batch in training, with its gradient, and its
-            running mean in evaluation; a number: σ itself.
+        scale: `per_pixel`: the decoder gives each element its log σ; `per_element`: a learned σ for each element,
+            the same for every z; `shared`: one learned σ; `optimal`: σ-VAE (Rybkin et al. 2021), σ² is the mean
+            squared error of the batch in training, with its gradient, and its running mean in evaluation; a number:
+            σ itself.
         min_scale: the floor m of σ; a learned σ approaches it smoothly: log σ = log m + softplus(r − log m).
+        shape: of x.
+        center: [D] mean of each element of data in units of their own, or None where 0 will do.
+        spread: [D] their standard deviation, or None where 1 will do. The network's outputs and what the encoder is
+            shown count in it, so that steps fit the data; x, μ and σ stay in the data's own units.
     """
 
     elements: type[GaussianElements] = GaussianElements
+    center: Tensor
+    spread: Tensor | None
     log_scale: Tensor
     running_scale: Tensor
     seen: Tensor
 
-    def __init__(self, *, scale: str | float = "per_pixel", min_scale: float = 0.01):
+    def __init__(
+        self,
+        *,
+        scale: str | float = "per_pixel",
+        min_scale: float = 0.01,
+        shape: Sequence[int] = (),
+        center: Sequence[float] | None = None,
+        spread: Sequence[float] | None = None,
+    ):
         super().__init__()
         self.scale, self.floor = scale, math.log(min_scale)
         self.outputs = 2 if scale == "per_pixel" else 1
-        if scale == "shared":
-            self.raw_scale = nn.Parameter(torch.zeros(()))
+        for name, values in (("center", center), ("spread", spread)):
+            self.register_buffer(name, None if values is None else torch.tensor(values).view(*shape), persistent=False)
+        if scale in ("shared", "per_element"):
+            self.raw_scale = nn.Parameter(torch.zeros(() if scale == "shared" else tuple(shape)))
         elif scale == "optimal":
             self.register_buffer("running_scale", torch.ones(()))
             self.register_buffer("seen", torch.zeros(()))
@@ -256,11 +278,23 @@ class Gaussian(Likelihood):
     def forward(self, outputs: Tensor, event_dims: int) -> Distribution:
         """Map locations (and raw log-scales) [..., P, *shape] to p(x|z)."""
         loc, *rest = _split(outputs, event_dims)
+        loc = loc if self.spread is None else self.center + self.spread * loc
         if self.scale == "optimal":
             return OptimalScale(self, loc, event_dims)
-        raw = rest[0] if rest else self.raw_scale if self.scale == "shared" else None
-        log_scale = self.log_scale if raw is None else self.floor + F.softplus(raw - self.floor)
-        return self.elements(loc, log_scale, event_dims)
+        return self.elements(loc, self._log_scale(*rest), event_dims)
+
+    def _log_scale(self, raw: Tensor | None = None) -> Tensor:
+        """Return log σ, from raw values of the decoder, of the likelihood itself, or fixed."""
+        if not isinstance(self.scale, str):
+            return self.log_scale
+        raw = self.raw_scale if raw is None else raw
+        if self.spread is not None:
+            raw = raw + (self.spread.square().mean().sqrt() if self.scale == "shared" else self.spread).log()
+        return self.floor + F.softplus(raw - self.floor)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return x in units of the data's standard deviations."""
+        return x if self.spread is None else (x - self.center) / self.spread
 
     @torch.no_grad()
     def observe(self, scale: Tensor) -> None:

@@ -23,7 +23,7 @@ from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
 Places = str | Mapping[str, str] | None
-SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std",
+SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std", "center", "spread",
         "train examples", "valid examples", "test examples")  # fmt: skip
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -77,7 +77,9 @@ def load_dataset(config: Config) -> Dataset:
 def build(config: Config, spec: Spec) -> VAE:
     """Build the model of a configuration for data of that kind, with fresh weights."""
     latent_dim = config.model.latent_dim
-    likelihood = assemble("likelihood", config.likelihood, levels=spec.levels)
+    likelihood = assemble(
+        "likelihood", config.likelihood, levels=spec.levels, shape=spec.shape, center=spec.center, spread=spec.spread
+    )
     conditioning = assemble("conditional", config.conditional, classes=spec.classes, attributes=spec.attributes)
     model = assemble(
         "model",
@@ -93,7 +95,7 @@ def build(config: Config, spec: Spec) -> VAE:
         config.prior,
         latent_dim=latent_dim,
         condition_dim=conditioning.dim,
-        encoder=Encoder(model, posterior),
+        encoder=Encoder(model, posterior, likelihood),
         shape=spec.shape,
         low=spec.low,
         high=spec.high,
@@ -223,7 +225,7 @@ def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
     now = about_data(told_of(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
-            shown = "" if key in ("mean", "std", *dataset.examples) else f": {then[key]}, now {now.get(key)}"
+            shown = "" if key in ("mean", "std", "center", "spread", *dataset.examples) else f": {then[key]}, now {now.get(key)}"
             return f"{key}{shown}"
     return None
 

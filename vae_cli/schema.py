@@ -45,7 +45,7 @@ Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
 Frame = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 Color = Literal["rgb", "grayscale"]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
-Scale = Literal["per_pixel", "shared", "optimal"] | Positive
+Scale = Literal["per_pixel", "per_element", "shared", "optimal"] | Positive
 
 
 class Settings(BaseModel):

@@ -35,15 +35,17 @@ class Encoder:
     Args:
         model: its `encode` gives features [B, F]; `features` says how many of them the posterior takes.
         posterior: features → distribution over z.
+        likelihood: says what of x the model is shown.
     """
 
-    def __init__(self, model: Any, posterior: nn.Module):
-        self.model, self.posterior = model, posterior
+    def __init__(self, model: Any, posterior: nn.Module, likelihood: Any):
+        self.model, self.posterior, self.likelihood = model, posterior, likelihood
 
     def features(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Return the features [B, F] of x [B, *shape]."""
+        shown = self.likelihood.shown(x) if hasattr(self.likelihood, "shown") else x
         with autocast(self.model, x):
-            return self.model.encode(x, c).to(x.dtype)
+            return self.model.encode(shown, c).to(x.dtype)
 
     def __call__(self, x: Tensor, c: Tensor | None) -> Distribution:
         """Return q(z|x,c) of x [B, *shape] and conditions c [B, C], of the top layer where there are several."""
@@ -165,7 +167,7 @@ class VAE(nn.Module):
 
     def features(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Return the encoder's features [B, F] of x [B, *shape] and conditions c [B, C]."""
-        return Encoder(self.model, self.posterior).features(x, c)
+        return Encoder(self.model, self.posterior, self.likelihood).features(x, c)
 
     def _decode(self, z: Tensor, c: Tensor | None) -> Distribution:
         batch = z.shape[:-1]

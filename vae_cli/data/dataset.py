@@ -34,6 +34,8 @@ class Spec:
     dequantized: int | None = None  # the L that dequantised values came from
     mean: tuple[float, ...] | None = None  # [D] subtracted from each element, where data were standardised
     std: tuple[float, ...] | None = None  # [D] that each element was then divided by
+    center: tuple[float, ...] | None = None  # [D] mean of each element of unbounded data that keep their own units
+    spread: tuple[float, ...] | None = None  # [D] and its standard deviation
 
     @property
     def classes(self) -> int | None:
@@ -190,12 +192,14 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
     """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked."""
     unbounded = raw.levels is None and not raw.unit and support == "real"
     wanted = unbounded if part.standardize == "auto" else part.standardize
-    if not wanted:
+    if not wanted and not unbounded:
         return splits, raw
     if raw.levels is not None:
         raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
     std, mean = splits.train.std_mean()
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
+    if not wanted:
+        return splits, replace(raw, center=_values(mean), spread=_values(std))
     splits = replace(
         splits,
         train=splits.train.standardized(mean, std),
