@@ -239,10 +239,6 @@ def _refuse_contradictions(config: Config) -> None:
             "objective.gradient=standard or stl is allowed"
         )
     ladder = chosen["model"] == "model.ladder.Ladder"
-    if objective == "IWAE" and ladder and gradient != "standard":
-        raise UserError(
-            f"objective.gradient={gradient}: model=ladder shares weights between q and p; standard is allowed"
-        )
     if objective in ("BetaTC", "Factor") and ladder:
         raise UserError("model=ladder: its layers depend on one another; objective=elbo, iwae or mmd is allowed")
     if objective == "BetaTC" and posterior in ("posterior.FullGaussian", "posterior.Flow"):

@@ -132,7 +132,7 @@ def _kl_of_elements(q: Distribution, p: Distribution) -> Tensor:
     """Return KL(q ‖ p) of independent elements; fused where p is a fixed Gaussian and the step is not compiled."""
     if not isinstance(q, Normal) or not isinstance(p, Normal) or torch.compiler.is_compiling():
         return kl_divergence(q, p)
-    if p.loc.requires_grad or p.scale.requires_grad or p.loc.ndim > q.loc.ndim:
+    if p.loc.requires_grad or p.scale.requires_grad:
         return kl_divergence(q, p)
     return _DiagonalKL.apply(q.loc, q.scale, p.loc, p.scale)
 
@@ -145,6 +145,7 @@ class _DiagonalKL(torch.autograd.Function):
         """Return KL(N(loc, scale²) ‖ N(other_loc, other_scale²)) of each element, nats."""
         ratio, shift = scale / other_scale, (loc - other_loc) / other_scale
         ctx.save_for_backward(ratio, shift, other_scale)
+        ctx.shapes = loc.shape, scale.shape
         return torch.addcmul(ratio * ratio, shift, shift).sub_(1.0).mul_(0.5).sub_(ratio.log())
 
     @staticmethod
@@ -153,7 +154,9 @@ class _DiagonalKL(torch.autograd.Function):
         """Return d/σ_p and (r − 1/r)/σ_p times the gradient."""
         ratio, shift, other_scale = ctx.saved_tensors
         gradient = gradient / other_scale
-        return shift * gradient, (ratio - ratio.reciprocal()) * gradient, None, None
+        grads = shift * gradient, (ratio - ratio.reciprocal()) * gradient
+        loc, scale = (grad.sum_to_size(shape) for grad, shape in zip(grads, ctx.shapes, strict=True))
+        return loc, scale, None, None
 
 
 def _chain_rule(q: MultivariateNormal, p: Normal) -> Tensor:

@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from vae_cli import parallel
 
 
+PACE = 10.0  # how fast a σ of each element moves: an optimizer's step of 0.001 is one per cent of it
 NEAREST = 16  # edges on either side of a logistic narrower than a level; e^−16 of it is beyond them
 
 
@@ -287,7 +288,8 @@ class Gaussian(Likelihood):
         """Return log σ, from raw values of the decoder, of the likelihood itself, or fixed."""
         if not isinstance(self.scale, str):
             return self.log_scale
-        raw = self.raw_scale if raw is None else raw
+        if raw is None:
+            raw = self.raw_scale if self.scale == "shared" else PACE * self.raw_scale
         if self.spread is not None:
             raw = raw + (self.spread.square().mean().sqrt() if self.scale == "shared" else self.spread).log()
         return self.floor + F.softplus(raw - self.floor)
