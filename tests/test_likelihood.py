@@ -165,7 +165,9 @@ def test_data_in_their_own_units_start_at_their_mean_and_spread(scale):
     assert p.mean[0].tolist() == center
     expected = {"per_pixel": spread, "per_element": spread, "shared": [math.hypot(30.0, 0.1) / math.sqrt(2.0)] * 2}
     assert p.scale[0].tolist() == pytest.approx(expected.get(scale, [1.0 if scale == "optimal" else 0.5] * 2), rel=0.1)
-    torch.testing.assert_close(part.shown(torch.tensor([[130.0, -5.2]])), torch.tensor([[1.0, -2.0]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        part.shown(torch.tensor([[130.0, -5.2]])), torch.tensor([[1.0, -2.0]]), rtol=1e-4, atol=1e-4
+    )
     assert not {"center", "spread"} & set(part.state_dict())  # they are the data's, told anew to each model
 
 

@@ -65,7 +65,9 @@ def test_the_fused_kl_has_the_gradient_of_its_formula_where_shapes_broadcast(q, 
     fused, plain = _kl_of_elements(Normal(loc, scale), other), kl_divergence(Normal(loc, scale), other)
     torch.testing.assert_close(fused, plain)
     weights = torch.rand_like(plain)
-    for one, two in zip(*(torch.autograd.grad((kl * weights).sum(), (loc, scale)) for kl in (fused, plain)), strict=True):
+    for one, two in zip(
+        *(torch.autograd.grad((kl * weights).sum(), (loc, scale)) for kl in (fused, plain)), strict=True
+    ):
         torch.testing.assert_close(one, two)
 
 

@@ -264,6 +264,8 @@ class Gaussian(Likelihood):
         spread: Sequence[float] | None = None,
     ):
         super().__init__()
+        if scale == "per_element" and not shape:
+            raise ValueError("scale=per_element needs the shape of x")
         self.scale, self.floor = scale, math.log(min_scale)
         self.outputs = 2 if scale == "per_pixel" else 1
         for name, values in (("center", center), ("spread", spread)):
@@ -381,7 +383,6 @@ class DiscretizedLogisticElements(Elements):
         u = torch.rand(shape, device=loc.device).clamp(1e-7, 1.0 - 1e-7)
         value = loc + log_scale.exp() * torch.logit(u)
         return (value.clamp(0.0, 1.0) * (self.levels - 1)).round() / (self.levels - 1)
-
 
     def _beside(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return logits, loc and log_scale, each [M, *], so that their axes after M broadcast against those of x."""

@@ -225,7 +225,11 @@ def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
     now = about_data(told_of(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
-            shown = "" if key in ("mean", "std", "center", "spread", *dataset.examples) else f": {then[key]}, now {now.get(key)}"
+            shown = (
+                ""
+                if key in ("mean", "std", "center", "spread", *dataset.examples)
+                else f": {then[key]}, now {now.get(key)}"
+            )
             return f"{key}{shown}"
     return None
 
