@@ -134,6 +134,53 @@ def test_a_part_of_a_set_speaks_for_the_whole_by_its_gap():
     assert everything["log_likelihood_examples"] == 2000
 
 
+@pytest.mark.parametrize(("gap", "gain"), [("small", 3.0), ("follows log p(x)", 3.0), ("wild", 0.9)])
+def test_the_error_of_a_part_is_what_it_says_whatever_the_gap(gap, gain):
+    """200 examples of 5,000: at least `gain` times as exact as their plain mean, and covered by the error told."""
+    draw = torch.Generator().manual_seed(0)
+    errors, told, plain = [], [], []
+    for _ in range(200):
+        total, noise = (torch.randn(5000, generator=draw, dtype=torch.float64) * scale for scale in (15.0, 1.0))
+        gaps = {
+            "small": 2 + 0.5 * noise,
+            "follows log p(x)": 200 - 0.5 * total + 3 * noise,
+            "wild": (6 + 2 * noise).exp(),
+        }
+        elbo = total - gaps[gap]
+        some = torch.randperm(5000, generator=draw)[:200]
+        part = metrics.LogLikelihood(total[some], elbo[some], torch.ones(200), {}, 128)
+        found = metrics.numbers(part, known_elbo(elbo), 5000)
+        errors.append(found["log_likelihood"])
+        told.append(found["log_likelihood_stderr"])
+        plain.append(part.mean)
+    errors, told, plain = map(torch.tensor, (errors, told, plain))
+    assert ((errors.abs() < 1.96 * told).double().mean() - 0.95).abs() < 0.05
+    assert plain.square().mean().sqrt() > gain * errors.square().mean().sqrt()
+
+
+def known_elbo(elbo):
+    """The evaluation of a set whose ELBOs are known."""
+    mean, error = elbo.mean().item(), elbo.std().item() / math.sqrt(len(elbo))
+    return metrics.Evaluation(mean, mean, 0.0, 0, torch.zeros(1), ((1, 1),), error)
+
+
+def test_a_badly_trained_model_spoils_no_log_likelihood_of_a_part():
+    """Its ELBO is some −10⁵ ± 10⁶ where log p(x) is −50: the plain gap rule is off by more than a thousand nats."""
+    draw = torch.Generator().manual_seed(1)
+    total, noise = (torch.randn(2000, generator=draw, dtype=torch.float64) for _ in range(2))
+    total = 10 * total - 50
+    elbo = total - (9 + 3 * noise).exp()
+    part = metrics.LogLikelihood(total[:200], elbo[:200], torch.ones(200), {}, 128)
+    found = metrics.numbers(part, known_elbo(elbo), 2000)
+    assert abs(elbo.mean() + part.gap.mean() + 50) > 1000
+    assert found["log_likelihood"] == pytest.approx(total.mean().item(), abs=3 * found["log_likelihood_stderr"])
+    assert found["log_likelihood_stderr"] < 1.0
+    elbo[3] = -math.inf  # the ELBO of one example overflowed
+    part = metrics.LogLikelihood(total[:200], elbo[:200], torch.ones(200), {}, 128)
+    found = metrics.numbers(part, known_elbo(elbo), 2000)
+    assert (found["log_likelihood"], found["log_likelihood_stderr"]) == (part.mean, part.stderr)
+
+
 def test_the_gap_splits_into_what_the_encoder_and_what_the_family_cost():
     """A factorised q of correlated dimensions: the best one leaves a gap that is known, and optimising finds it."""
     vae, data, _, (w, _, noise) = linear(n=40)
