@@ -280,7 +280,8 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     results: dict[str, metrics.Evaluation] = {}
     for split, data in sets.items():
         if data is not None:
-            results[split] = result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
+            draws = metrics.enough_draws(vae, data, config.trainer.final_samples)
+            results[split] = result = metrics.evaluate(vae, data, samples=draws)
             shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
