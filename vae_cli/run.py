@@ -236,7 +236,8 @@ def _introduce(
     spec = dataset.spec
     count = sum(p.numel() for p in vae.parameters())
     sizes = ", ".join(f"{n:,} {split}" for split, n in dataset.sizes.items())
-    kind = {
+    taken = f", whole numbers taken for {dataset.taken}" if dataset.taken else ""
+    kind = taken + {
         "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
         "bernoulli": ", binarised dynamically",
         "dequantize": ", dequantised",
