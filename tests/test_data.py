@@ -288,7 +288,7 @@ def test_a_table_of_codes_gets_no_likelihood_of_grey_levels(tmp_path):
         dataset("data=arrays", path)
     with pytest.raises(UserError, match=r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures"):
         dataset("data=arrays", path, "likelihood=categorical")
-    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on floating-point data"):
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
         dataset("data=arrays", path, "likelihood=gaussian", "data.dequantize=true")
 
 
@@ -448,7 +448,7 @@ def test_settings_without_effect_on_the_data_are_refused(tmp_path):
         dataset("data=arrays", real, "likelihood=gaussian", "data.binarize=dynamic")
     with pytest.raises(UserError, match=r"data\.binarize=dynamic: has no effect, the data are binary"):
         dataset("data=arrays", binary, "data.binarize=dynamic")
-    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on floating-point data"):
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
         dataset("data=arrays", real, "likelihood=gaussian", "data.dequantize=true")
 
 

@@ -237,11 +237,14 @@ def _introduce(
     count = sum(p.numel() for p in vae.parameters())
     sizes = ", ".join(f"{n:,} {split}" for split, n in dataset.sizes.items())
     taken = f", whole numbers taken for {dataset.taken}" if dataset.taken else ""
-    kind = taken + {
-        "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
-        "bernoulli": ", binarised dynamically",
-        "dequantize": ", dequantised",
-    }[dataset.kind]
+    kind = (
+        taken
+        + {
+            "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
+            "bernoulli": ", binarised dynamically",
+            "dequantize": ", dequantised",
+        }[dataset.kind]
+    )
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
         f"{name_of(config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of(config.model)}, "

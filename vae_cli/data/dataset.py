@@ -197,7 +197,7 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
     if not wanted:
         return splits, raw
     if raw.levels is not None:
-        raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
+        raise UserError("data.standardize=true: has no effect on grey levels; it is for real values")
     std, mean = splits.train.std_mean()
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
     splits = replace(
@@ -223,7 +223,7 @@ def _choose(part: schema.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     if not part.dequantize:
         return "scale", raw
     if raw.levels is None:
-        raise UserError("data.dequantize=true: has no effect on floating-point data; it is for integer grey levels")
+        raise UserError("data.dequantize=true: has no effect on real values; it is for grey levels")
     return "dequantize", replace(raw, levels=None, dequantized=raw.levels)
 
 

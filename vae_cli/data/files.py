@@ -33,9 +33,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def arrays(*, path: str, labels: str | None = None) -> Splits:
     """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
-    A large .npy is read in place, a batch at a time. Bytes are 256 grey levels (2 where no value exceeds 1); other whole
-    numbers 0 … 255 shaped like pictures are as many as their largest needs; anything else becomes float32. Channels may
-    come last. Labels are classes (integers) or attribute vectors (two dimensions).
+    A large .npy is read in place, a batch at a time. Bytes are 256 grey levels (2 where no value exceeds 1); other
+    whole numbers 0 … 255 shaped like pictures are as many as their largest needs; anything else becomes float32.
+    Channels may come last. Labels are classes (integers) or attribute vectors (two dimensions).
     """
     x, y = read("data.path", Path(path))
     if labels is not None:
