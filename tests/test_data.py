@@ -235,7 +235,13 @@ ARRAYS = {
     "colour_first": (np.random.default_rng(0).integers(0, 256, (40, 3, 9, 6)).astype("uint8"), (3, 9, 6), 256),
     "binary": (np.random.default_rng(0).integers(0, 2, (40, 9, 6)).astype("float64"), (9, 6), 2),
     "bool": (np.random.default_rng(0).integers(0, 2, (40, 5)).astype("bool"), (5,), 2),
-    "counts": (np.tile(np.arange(12), (40, 1)).astype("int64"), (12,), 12),
+    "counts": (np.tile(np.arange(12), (40, 1)).astype("int64"), (12,), None),
+    "codes_as_bytes": (np.tile(np.arange(12), (40, 1)).astype("uint8"), (12,), 256),
+    "whole_bits": (np.random.default_rng(0).integers(0, 2, (40, 5)).astype("int64"), (5,), 2),
+    "whole_picture": (np.tile(np.arange(17), (40, 2, 1)).astype("int64"), (2, 17), 17),
+    "whole_colours": (np.tile(np.arange(17), (40, 3, 2, 1)).astype("uint16"), (3, 2, 17), 17),
+    "whole_volume": (np.tile(np.arange(17), (40, 9, 2, 1)).astype("int64"), (9, 2, 17), None),
+    "whole_picture_beyond_bytes": (np.tile(np.arange(300), (40, 2, 1)).astype("int64"), (2, 300), None),
     "volume": (np.random.default_rng(0).random((40, 2, 3, 4, 5)), (2, 3, 4, 5), None),
 }
 
@@ -250,6 +256,57 @@ def test_arrays_of_any_shape(name, suffix, tmp_path):
     assert (data.spec.shape, data.spec.levels) == (shape, levels)
     assert [len(part) for part in (data.train, data.valid, data.test)] == [28, 4, 8]
     assert data.spec.classes == (4 if suffix == "npz" else None)
+
+
+PEOPLE = np.stack(
+    [rng.integers(low, high, 400) for rng in [np.random.default_rng(1)] for low, high in ((18, 91), (0, 2), (1, 5))], 1
+)  # age, sex, grade
+
+
+@pytest.mark.parametrize("income", [200, 2000])  # the largest value says nothing of what the others are
+@pytest.mark.parametrize("kind", ["int64", "int8", "uint16"])
+def test_a_table_of_whole_numbers_is_the_table_of_the_same_floats(income, kind, tmp_path):
+    x = PEOPLE if kind == "int8" else np.column_stack([PEOPLE, np.arange(400) % income])
+    np.save(tmp_path / "whole.npy", x.astype(kind))
+    np.save(tmp_path / "real.npy", x.astype("float64"))
+    for extra in ([], ["data.standardize=true"], ["data.standardize=false"]):
+        whole, real = (
+            dataset("data=arrays", f"data.path={tmp_path}/{name}.npy", "likelihood=gaussian", *extra)
+            for name in ("whole", "real")
+        )
+        assert whole.spec == real.spec
+        assert whole.spec.levels is None
+        assert (whole.spec.mean is None) == ("data.standardize=false" in extra)
+        assert torch.equal(whole.train.x, real.train.x)
+        assert (whole.taken, real.taken) == ("real values", None)
+
+
+def test_a_table_of_codes_gets_no_likelihood_of_grey_levels(tmp_path):
+    np.save(tmp_path / "codes.npy", np.arange(2000).reshape(400, 5) % 5)
+    path = f"data.path={tmp_path}/codes.npy"
+    with pytest.raises(UserError, match=r"likelihood=Bernoulli: the data's values run from 0 to 4; values in \[0, 1\]"):
+        dataset("data=arrays", path)
+    with pytest.raises(UserError, match=r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures"):
+        dataset("data=arrays", path, "likelihood=categorical")
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
+        dataset("data=arrays", path, "likelihood=gaussian", "data.dequantize=true")
+
+
+def test_bytes_that_are_hardly_grey_levels_and_labels_that_are_hardly_classes_are_told(tmp_path):
+    def notes(**content):
+        np.savez(tmp_path / "x.npz", **content)
+        return dataset("data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian").notes
+
+    codes, pictures = np.arange(2000).reshape(400, 5) % 5, np.arange(400 * 12).reshape(400, 3, 4) % 17
+    (note,) = notes(x=codes.astype("uint8"))
+    assert note.startswith("bytes are grey levels of 255, but none exceeds 4")
+    assert note.endswith("they are values of their own")
+    assert notes(x=pictures.astype("uint8"))[0].endswith("they are their own levels")
+    assert notes(x=pictures.astype("uint8") * 15) == notes(x=codes) == notes(x=codes == 0) == ()
+    (note,) = notes(x=codes, y=np.round(np.linspace(0, 900, 400)))
+    assert note.startswith("labels `y` are 400 different numbers, taken for as many classes")
+    assert notes(x=codes, y=np.arange(400))
+    assert notes(x=codes, y=np.arange(400) % 30) == notes(x=codes, y=np.arange(400) % 20 / 1.0) == ()
 
 
 def test_an_npz_with_one_array_serves_and_labels_may_be_names_or_attributes(tmp_path):
@@ -371,8 +428,8 @@ def test_a_picture_keeps_its_colours_and_place(tmp_path):
 SUPPORT = {
     "bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
     "continuous_bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
-    "categorical": r"without being grey levels; integers in 0 … 255 are allowed",
-    "discretized_logistic": r"without being grey levels; integers in 0 … 255 are allowed",
+    "categorical": r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed",
+    "discretized_logistic": r"without being grey levels; bytes, or whole numbers",
 }
 
 
@@ -391,7 +448,7 @@ def test_settings_without_effect_on_the_data_are_refused(tmp_path):
         dataset("data=arrays", real, "likelihood=gaussian", "data.binarize=dynamic")
     with pytest.raises(UserError, match=r"data\.binarize=dynamic: has no effect, the data are binary"):
         dataset("data=arrays", binary, "data.binarize=dynamic")
-    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on floating-point data"):
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
         dataset("data=arrays", real, "likelihood=gaussian", "data.dequantize=true")
 
 

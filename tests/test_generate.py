@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
+from vae_cli import parts
 from vae_cli.config import PATHS, check
 from vae_cli.data import files
 from vae_cli.errors import CONF, UserError
@@ -389,6 +391,26 @@ def test_a_mask_that_cannot_be_read_is_told_of_by_its_key(folders, tmp_path):
     np.save(tmp_path / "mask.npy", np.eye(8) > 0)
     known = made(folders["plain"], "impute", mask=str(tmp_path / "mask.npy"), n=2, steps=1)["known"]
     np.testing.assert_array_equal(known[0], np.eye(8, dtype=bool))
+
+
+def test_numbers_of_a_table_of_whole_numbers_are_in_its_own_units(tmp_path):
+    """A run on int64 columns is the run on the same floats, in its log, its numbers and in a notebook."""
+    rng, found = np.random.default_rng(1), {}
+    people = np.stack([rng.integers(low, high, 400) for low, high in ((18, 91), (0, 2), (1, 5))], 1)
+    for kind in ("int64", "float64"):
+        np.save(tmp_path / f"{kind}.npy", people.astype(kind))
+        settings = ["data=arrays", f"data.path={tmp_path}/{kind}.npy", "likelihood=gaussian", "trainer.steps=6"]
+        run = finished(tmp_path / kind, *settings, "model.latent_dim=2", "trainer.log_likelihood_samples=20")
+        x, _ = vae_cli.load_data(run)
+        found[kind] = json.loads((run / "summary.json").read_text())["test/log_likelihood"]
+        whole = "whole numbers taken for real values, standardised, numbers in the data's own units"
+        assert (whole in (run / "train.log").read_text().splitlines()[0]) == (kind == "int64")
+        ages = parts.load_dataset(configure(*settings[:3], "data.standardize=false")).test.x[:, 0]
+        assert x[:, 0].tolist() == pytest.approx(ages.tolist(), abs=1e-4)
+        assert vae_cli.load(run).log_likelihood(x, samples=200).mean() == pytest.approx(found[kind], abs=0.1)
+        codes = made(run, "encode", source=str(tmp_path / f"{kind}.npy"))["z"]
+        np.testing.assert_allclose(codes, vae_cli.load(run).encode(people).mean, rtol=1e-4, atol=1e-5)
+    assert found["int64"] == found["float64"]
 
 
 def scores_of(folder, source):

@@ -117,7 +117,7 @@ class Session:
         from vae_cli import metrics
 
         if self.whole is None:
-            draws = self.config.trainer.final_samples
+            draws = metrics.enough_draws(self.vae, self.data, self.config.trainer.final_samples)
             self.whole = metrics.evaluate(
                 self.vae, self.data, samples=draws, seed=self.settings.seed, batch_size=self.settings.batch_size
             )

@@ -21,7 +21,7 @@ from vae_cli import parallel, randomness
 from vae_cli.data import Resident
 from vae_cli.distribution import is_diagonal
 from vae_cli.errors import UserError
-from vae_cli.metrics import Evaluation, log_likelihood
+from vae_cli.metrics import Evaluation, enough_draws, log_likelihood
 from vae_cli.model.layers import dense
 from vae_cli.vae import VAE, Output
 
@@ -139,8 +139,13 @@ class IWAE(Objective):
         return -(surrogate + (value - surrogate).detach()), {"bound": bound}
 
     def score(self, vae, data, result):
-        """Return the bound of as many draws as training takes, for validation examples."""
-        return log_likelihood(vae, data, samples=self.samples).mean
+        """Return the bound of as many draws as training takes, for validation examples.
+
+        It is the mean of as many such bounds as give enough draws in all.
+        """
+        bounds = math.ceil(enough_draws(vae, data) / self.samples)
+        found = [log_likelihood(vae, data, samples=self.samples, seed=seed).mean for seed in range(bounds)]
+        return math.fsum(found) / bounds
 
 
 def log_mean(log_w: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ def pack(settings: Pack, data: Data) -> Index:
     out = Path(settings.out)
     index = _plan(settings, data, splits)
     _claim(out, index)
+    for note in splits.notes:
+        print(f"warning: {note}", file=sys.stderr)
     began, jobs = time.perf_counter(), list(_jobs(index, splits, data.seed))
     left = [job for job in jobs if not (out / job[0].file).is_file()]
     if len(left) < len(jobs):
@@ -130,6 +132,7 @@ def _plan(settings: Pack, data: Data, splits: Splits) -> Index:
         source=f"{shown} {_fingerprint(train)}",
         shape=list(train.shape),
         levels=splits.levels,
+        whole=splits.whole,
         names=names,
         labels=names and [str(k) for k in range(len(names))],
         attributes=train.attributes,

@@ -236,11 +236,15 @@ def _introduce(
     spec = dataset.spec
     count = sum(p.numel() for p in vae.parameters())
     sizes = ", ".join(f"{n:,} {split}" for split, n in dataset.sizes.items())
-    kind = {
-        "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
-        "bernoulli": ", binarised dynamically",
-        "dequantize": ", dequantised",
-    }[dataset.kind]
+    taken = f", whole numbers taken for {dataset.taken}" if dataset.taken else ""
+    kind = (
+        taken
+        + {
+            "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
+            "bernoulli": ", binarised dynamically",
+            "dequantize": ", dequantised",
+        }[dataset.kind]
+    )
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
         f"{name_of(config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of(config.model)}, "
@@ -280,7 +284,8 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     results: dict[str, metrics.Evaluation] = {}
     for split, data in sets.items():
         if data is not None:
-            results[split] = result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
+            draws = metrics.enough_draws(vae, data, config.trainer.final_samples)
+            results[split] = result = metrics.evaluate(vae, data, samples=draws)
             shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)

@@ -266,7 +266,8 @@ class Trainer:
 
     def _validate(self, every: int) -> None:
         """Evaluate the watched examples; keep the best weights where they are validation examples."""
-        result = metrics.evaluate(self.evaluated, self.watched)
+        draws = metrics.enough_draws(self.evaluated, self.watched)
+        result = metrics.evaluate(self.evaluated, self.watched, samples=draws)
         self._refuse_infinite({"elbo": result.elbo, "reconstruction": result.reconstruction, "kl": result.kl})
         if self.valid is not None:
             score = self._score(result)

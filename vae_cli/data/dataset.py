@@ -100,6 +100,8 @@ class Dataset:
     levels: int | None  # of the training examples as they are stored
     kind: str  # the transform of a training batch
     binarized: str | None = None  # how grey values became binary: bernoulli (anew for each batch), static, threshold
+    taken: str | None = None  # what whole numbers that are no bytes were taken for
+    notes: tuple[str, ...] = ()  # what a person must know of how the source was read
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -154,7 +156,9 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
         for k, each in enumerate((splits.valid, splits.test), start=1)
     )
     how = kind if kind in ("bernoulli", "static", "threshold") else None
-    return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind, how)
+    taken = {(True, True): "real values", (True, False): "grey levels"}.get((splits.whole, raw.levels is None))
+    kind, levels = ("scale", 2) if once else (kind, raw.levels)
+    return Dataset(spec, train, valid, test, levels, kind, how, taken, splits.notes)
 
 
 def _means(examples: Examples) -> list[float]:
@@ -195,7 +199,7 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
     if not wanted and not unbounded:
         return splits, raw
     if raw.levels is not None:
-        raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
+        raise UserError("data.standardize=true: has no effect on grey levels; it is for real values")
     std, mean = splits.train.std_mean()
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
     if not wanted:
@@ -223,7 +227,7 @@ def _choose(part: schema.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     if not part.dequantize:
         return "scale", raw
     if raw.levels is None:
-        raise UserError("data.dequantize=true: has no effect on floating-point data; it is for integer grey levels")
+        raise UserError("data.dequantize=true: has no effect on real values; it is for grey levels")
     return "dequantize", replace(raw, levels=None, dequantized=raw.levels)
 
 
@@ -243,4 +247,4 @@ def _check_support(spec: Spec, support: str, likelihood: str) -> None:
     if support in ("binary", "unit") and not spec.unit:
         raise UserError(f"{given}; values in [0, 1] are allowed (Gaussian and Laplace take any)")
     if support == "levels" and spec.levels is None:
-        raise UserError(f"{given} without being grey levels; integers in 0 … 255 are allowed")
+        raise UserError(f"{given} without being grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed")

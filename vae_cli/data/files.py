@@ -21,6 +21,10 @@ from vae_cli.errors import UserError, first_line
 from vae_cli.machine import free_memory, usable_threads
 
 FEW = 200  # pictures that are decoded sooner than looked up
+CHANNELS = (1, 3, 4)  # how many a picture has
+DARK = 32  # the largest of bytes below which they are hardly pictures of 8 bits
+MANY = 20  # classes that labels may be without a question
+PER_CLASS = 5  # labels of a class, on average, below which whole numbers are hardly classes
 MODES = {"rgb": "RGB", "grayscale": "L"}  # what PIL calls colours
 GREY = ("1", "L", "I;16")  # how PIL calls pictures without colours
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -29,9 +33,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def arrays(*, path: str, labels: str | None = None) -> Splits:
     """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
-    A large .npy is read in place, a batch at a time. Bytes stay bytes (256 levels, or 2 where no value exceeds 1);
-    other integers 0 … 255 become as many levels as their largest value needs; anything else becomes float32. Channels
-    may come last. Labels are classes (integers) or attribute vectors (two dimensions).
+    A large .npy is read in place, a batch at a time. Bytes are 256 grey levels (2 where no value exceeds 1); other
+    whole numbers 0 … 255 shaped like pictures are as many as their largest needs; anything else becomes float32.
+    Channels may come last. Labels are classes (integers) or attribute vectors (two dimensions).
     """
     x, y = read("data.path", Path(path))
     if labels is not None:
@@ -39,9 +43,35 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
             raise UserError(f"data.labels={labels}: has no effect, {path} holds labels `y`; null is allowed")
         y, _ = read("data.labels", Path(labels))
     x = channels_first(f"data.path={path}", x, y)
-    examples, levels = (_in_place if isinstance(x, np.memmap) else _levels)(path, x)
+    examples, levels = (_in_place if isinstance(x, np.memmap) else _in_memory)(path, x)
     found, names = (None, None) if y is None else named(f"data.path={path}", y)
-    return Splits(Examples(examples, found), levels=levels, names=names)
+    notes = (*_notes_on_bytes(x.dtype, examples, levels), *_notes_on_labels(y, names))
+    return Splits(Examples(examples, found), levels=levels, names=names, whole=is_whole(x.dtype, levels), notes=notes)
+
+
+def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | None) -> list[str]:
+    """Say so where bytes are hardly grey levels of 0 … 255: codes of categories, or pictures of fewer levels."""
+    largest = examples.bounds()[1] if isinstance(examples, Mapped) else float(examples.max())
+    if dtype != np.uint8 or levels != 256 or largest >= DARK:
+        return []
+    others = "their own levels" if _like_a_picture(examples.shape[1:]) else "values of their own"
+    return [
+        f"bytes are grey levels of 255, but none exceeds {largest:.0f}, so that all are nearly black: "
+        f"saved as another type (x.astype('int64')) they are {others}"
+    ]
+
+
+def _notes_on_labels(y: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
+    """Say so where numbers that were taken for classes may be values to predict."""
+    if y is None or names is None or y.dtype.kind not in "uif":
+        return []
+    most = MANY if y.dtype.kind == "f" else max(MANY, len(y) / PER_CLASS)
+    if len(names) <= most:
+        return []
+    return [
+        f"labels `y` are {len(names)} different numbers, taken for as many classes: "
+        "where they are values, y[:, None] makes them an attribute"
+    ]
 
 
 def read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -131,26 +161,54 @@ def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarra
     if y is not None and y.shape[:1] != x.shape[:1]:
         count = len(y) if y.ndim else 0
         raise UserError(f"{given}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal")
-    few = (1, 3, 4)
-    return np.moveaxis(x, -1, 1) if x.ndim == 4 and x.shape[-1] in few and x.shape[1] not in few else x
+    last = x.ndim == 4 and x.shape[-1] in CHANNELS and x.shape[1] not in CHANNELS
+    return np.moveaxis(x, -1, 1) if last else x
 
 
-def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
-    if x.dtype.kind == "b":
-        return torch.from_numpy(np.ascontiguousarray(x)).to(torch.uint8), 2
-    if x.dtype.kind in "ui" and x.min() >= 0 and x.max() <= 255:
-        levels = 2 if x.max() <= 1 else 256 if x.dtype == np.uint8 else int(x.max()) + 1
+def levels_of(dtype: np.dtype, shape: Sequence[int], low: float, high: float) -> int | None:
+    """Return the number of grey levels of examples [*shape] from `low` to `high`; None where values are their own.
+
+    Bytes are grey levels, in any shape. Other whole numbers are grey levels where they are 0 … 255 and examples are
+    shaped like pictures; a table of them (ages, counts, codes) holds values of its own. 0 and 1 are 0 and 1.
+    """
+    if dtype.kind not in "bui" or low < 0:
+        return None
+    if high <= 1:
+        return 2
+    if dtype == np.uint8:
+        return 256
+    return int(high) + 1 if high <= 255 and _like_a_picture(shape) else None
+
+
+def _like_a_picture(shape: Sequence[int]) -> bool:
+    """Whether examples are [H, W] or [C, H, W], with sides of more than one."""
+    return (len(shape) == 2 or (len(shape) == 3 and shape[0] in CHANNELS)) and min(shape[-2:]) > 1
+
+
+def is_whole(dtype: np.dtype, levels: int | None) -> bool:
+    """Whether examples are whole numbers of which it must be said how they were taken."""
+    return dtype.kind in "ui" and dtype != np.uint8 and levels != 2
+
+
+def _in_memory(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
+    """Return the examples, uint8 where they have grey levels and float32 where not, and how many levels."""
+    _refuse_text(path, x)
+    levels = levels_of(x.dtype, x.shape[1:], float(x.min()), float(x.max()))
+    if levels is None and ((x == 0) | (x == 1)).all():
+        levels = 2
+    if levels is not None:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8)), levels
-    if x.dtype.kind not in "uif":
-        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
     _refuse_coarse(path, x)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(values).all():
         _refuse_infinite(path, values, 0)
-    if ((values == 0) | (values == 1)).all():
-        return torch.from_numpy(values.astype(np.uint8)), 2
     return torch.from_numpy(values), None
+
+
+def _refuse_text(path: str, x: np.ndarray) -> None:
+    if x.dtype.kind not in "buif":
+        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
 
 
 def _refuse_coarse(path: str, x: np.ndarray) -> None:
@@ -169,17 +227,12 @@ def _refuse_coarse(path: str, x: np.ndarray) -> None:
 
 
 def _in_place(path: str, x: np.ndarray) -> tuple[Mapped, int | None]:
-    """As `_levels`, without reading more of the file than tells what it holds, and no more than a part at a time."""
+    """As `_in_memory`, without reading more of the file than tells what it holds, and no more than a part at a time."""
     x = np.asarray(x)
-    if x.dtype.kind == "b":
-        return Mapped(x, torch.uint8, (0.0, 1.0)), 2
-    if x.dtype.kind not in "uif":
-        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
-    low, high, binary = _range(path, x)
-    if x.dtype.kind in "ui" and low >= 0 and high <= 255:
-        levels = 2 if high <= 1 else 256 if x.dtype == np.uint8 else int(high) + 1
-        return Mapped(x, torch.uint8, (low, high)), levels
-    return Mapped(x, torch.uint8 if binary else torch.float32, (low, high)), 2 if binary else None
+    _refuse_text(path, x)
+    low, high, binary = (0.0, 1.0, True) if x.dtype.kind == "b" else _range(path, x)
+    levels = 2 if binary else levels_of(x.dtype, x.shape[1:], low, high)
+    return Mapped(x, torch.float32 if levels is None else torch.uint8, (low, high)), levels
 
 
 def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
@@ -199,7 +252,7 @@ def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
             _refuse_infinite(path, part, start)
         low, high = min(low, least), max(high, largest)
         binary = binary and low >= 0 and high <= 1 and bool(((part == 0) | (part == 1)).all())
-        if x.dtype == np.uint8 and high > 1:
+        if x.dtype == np.uint8 and high >= DARK:
             return 0.0, 255.0, False  # grey levels: the rest tells nothing
     return low, high, binary
 

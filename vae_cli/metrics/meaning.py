@@ -31,7 +31,7 @@ def _measure(dataset: Dataset, likelihood: Any) -> str:
 
 def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
     """Return what a person must know before comparing the numbers."""
-    spec, found = dataset.spec, []
+    spec, found = dataset.spec, list(dataset.notes)
     if getattr(likelihood, "support", "real") == "binary" and not spec.binary:
         found.append(
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
