@@ -21,11 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
-from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
+from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders, refuse_misused
 from vae_cli.disk import SETTINGS, whole, written
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
 from vae_cli.interruption import Interrupted, deferred, heed
-from vae_cli.output import say
+from vae_cli.output import quoted, say, shell_assignment
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
@@ -39,7 +39,7 @@ def main() -> None:
         sys.argv[1:] = _prepared(sys.argv[1:])
         _run()
         if lines := sweep.failures():
-            raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
+            raise UserError(f"{len(lines)} jobs of the sweep failed", *lines)
 
     guarded("vae-train", body)
     ranks.leave()
@@ -57,19 +57,14 @@ def _run() -> None:
         if DEBUGGING or not sweep.begun():
             raise
         if "No trials are completed" not in str(error):  # Optuna's, where all have failed: each is told of
-            raise UserError("\n".join([errors.first_line(error), *sweep.failures()])) from error
+            raise UserError(errors.first_line(error), *sweep.failures()) from error
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
     """Check what Hydra would take amiss, and send it to the folder of the run to go on with, if any."""
     arguments = sorted(arguments, key=lambda each: each not in ("-m", "--multirun"))  # Hydra wants them first
     _remember_own_options(arguments)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and not key.strip("+~"):
-            raise UserError(f"{argument}: has no key; KEY=VALUE is allowed")
-        if key in errors.groups() and key not in OVERLAYS and (value == "null" or value.startswith("[")):
-            raise UserError(f"{argument}: one option of conf/{key} is allowed (a sweep of several: -m {key}=A,B)")
+    refuse_misused(arguments)
     several = bool({"-m", "--multirun"} & set(arguments))
     if several and {"--cfg", "-c"} & set(arguments):
         raise UserError("--cfg: shows the settings of one run; leave -m out")
@@ -99,11 +94,11 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
             if (folder / ".hydra").is_dir() and not _saved(folder):
                 hint = (
-                    f"; it saved nothing yet: begin it anew with its whole command, hydra.run.dir={given} resume=auto"
+                    f"; it saved nothing yet: begin it anew with its whole command, "
+                    f"{shell_assignment('hydra.run.dir', given)} resume=auto"
                 )
             raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
-    quoted = "'" + str(folder).replace("'", "\\'") + "'"
-    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    return [*others, f"resume={quoted(given)}", f"hydra.run.dir={quoted(given)}"]
 
 
 def _unquoted(value: str) -> str:
@@ -162,8 +157,8 @@ def application(composed: DictConfig) -> float | None:
     except KeyboardInterrupt as interrupt:
         if claimed:
             _withdraw(folder)
-        shown = shlex.quote(f"resume={os.path.relpath(folder)}")
-        raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
+        again = shell_assignment("resume", os.path.relpath(folder))
+        raise type(interrupt)(f"; go on with: vae-train {again}" if _saved(folder) else "") from None
 
 
 def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float:
@@ -240,7 +235,8 @@ def _claimed(folder: Path, *, chosen: bool) -> Path:
         except FileExistsError:
             if chosen and _saved(folder):
                 raise UserError(
-                    f"hydra.run.dir={folder}: holds a run already; go on with resume={folder}, or choose another folder"
+                    f"hydra.run.dir={folder}: holds a run already; go on with {shell_assignment('resume', folder)}, "
+                    "or choose another folder"
                 ) from None
             if chosen:
                 raise UserError(
@@ -321,7 +317,7 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     if key := command(settings["data"]):
         raise UserError(
             f"resume={folder}: its data.{key} would run a command; if you trust it, go on with the whole command of "
-            f"the run and hydra.run.dir={folder} resume=auto"
+            f"the run and {shell_assignment('hydra.run.dir', folder)} resume=auto"
         )
     if "${" in str(settings):
         raise UserError(f"{folder / SETTINGS}: holds ${{…}}, which would be read as an interpolation")
