@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vae_cli.errors import OVERLAYS, UserError, first_line, groups, one_line
-from vae_cli.interruption import RESUMABLE, Interrupted, ending
+from vae_cli.interruption import RESUMABLE, Interrupted, begin, ending
 from vae_cli.output import mute
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
@@ -139,6 +139,13 @@ def told(name: str) -> Iterator[None]:
         if DEBUGGING:
             raise
         sys.exit(f"{name}: error: {one_line(error)}")
+
+
+def import_torch() -> None:
+    """Import torch, and begin the work of a command."""
+    import torch  # noqa: F401
+
+    begin()
 
 
 def own_folders() -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 from vae_cli.command import guarded
 from vae_cli.config import flat, stored
 from vae_cli.errors import UserError, first_line, suggest
+from vae_cli.interruption import begin
 from vae_cli.output import number, writable
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
@@ -69,7 +70,12 @@ def main() -> None:
     parser.add_argument("--metric", help=f"to sort by, best first; by default the first that every run has: {METRICS}")
     parser.add_argument("--output", help="folder for comparison.csv and the figures; by default the sweep's, or none")
     arguments = parser.parse_args()
-    guarded("vae-compare", lambda: compare(arguments.runs, arguments.metric, arguments.output))
+
+    def body() -> None:
+        begin()
+        compare(arguments.runs, arguments.metric, arguments.output)
+
+    guarded("vae-compare", body)
 
 
 def compare(paths: Sequence[str], metric: str | None = None, output: str | None = None) -> list[Row]:

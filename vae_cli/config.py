@@ -14,10 +14,10 @@ from vae_cli.disk import SETTINGS, TYPED, refuse_links
 from vae_cli.errors import CONF, OVERLAYS, UserError, first_line, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
-MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
-MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 PATHS = ("root", "path", "labels", "valid_path", "test_path", "index")  # under data
 MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are, not by where
+MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew, beside these
+MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
@@ -111,7 +111,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def stays(key: str) -> bool:
     """Whether a resumed run keeps a setting."""
-    return not key.startswith(MAY_CHANGE) or key in MUST_STAY
+    return key in MUST_STAY or not (key.startswith(MAY_CHANGE) or key in MOVES)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

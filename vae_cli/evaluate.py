@@ -16,7 +16,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, own_folders, run_hydra, told
+from vae_cli.command import DEBUGGING, import_torch, own_folders, run_hydra, told
 from vae_cli.disk import whole
 from vae_cli.errors import CONF, UserError, first_line
 
@@ -45,6 +45,7 @@ def application(composed: DictConfig) -> None:
         settings = validate_evaluate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         evaluate(settings)
 
 

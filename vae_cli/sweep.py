@@ -19,6 +19,7 @@ from vae_cli import study
 from vae_cli.command import told
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, one_line
+from vae_cli.interruption import begin
 from vae_cli.lock import locked
 from vae_cli.output import assignment, say
 
@@ -33,6 +34,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the folder of the sweep, once and for all of its jobs."""
+        begin()
         folder = Path(config.hydra.sweep.dir)
         with told("vae-train"):
             _refuse(config, folder)
@@ -69,7 +71,8 @@ def _refuse(config: DictConfig, folder: Path) -> None:
 
 def _refuse_settings(config: DictConfig) -> None:
     """Refuse settings of sweeper and launcher that these would answer with a traceback, or with jobs that collide."""
-    _refuse_shared_folder(str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]))
+    with_interpolations: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    _refuse_shared_folder(str(with_interpolations["subdir"]))
     for key in (
         "hydra.launcher.n_jobs",
         "hydra.sweeper.n_trials",

@@ -24,11 +24,13 @@ from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders, refuse_misused
 from vae_cli.disk import SETTINGS, whole, written
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
-from vae_cli.interruption import Interrupted, deferred, heed
+from vae_cli.interruption import Interrupted, begin, deferred, heed
 from vae_cli.output import quoted, say, shell_assignment
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
+
+FORCED = "++"  # before a setting: Hydra takes it whether the chosen options have it or not
 
 
 def main() -> None:
@@ -76,10 +78,12 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             "-m: a sweep under torchrun is not allowed; with hydra/launcher=submitit_slurm, "
             "hydra.launcher.tasks_per_node=N makes each of its jobs parallel"
         )
+    given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
+    if given not in ("null", "auto"):
+        others = [f"{FORCED}{each}" if _of_own_option(each) else each for each in others]
     if ranks.rank() > 0:  # the first rank knows the folder
         return [*others, "hydra.run.dir=."]
-    given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     if given in ("null", "auto"):
         return list(arguments)
     if several:
@@ -101,6 +105,12 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
     return [*others, f"resume={quoted(given)}", f"hydra.run.dir={quoted(given)}"]
 
 
+def _of_own_option(argument: str) -> bool:
+    """Whether an argument sets something of an option: a run to go on with has its own, which need not be the usual."""
+    key = argument.partition("=")[0]
+    return "." in key and key.partition(".")[0] in errors.groups()
+
+
 def _unquoted(value: str) -> str:
     """Return what Hydra reads from a value in quotes; one without them may be any path."""
     quote = value[:1]
@@ -117,6 +127,7 @@ def _remember_own_options(arguments: Sequence[str]) -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def application(composed: DictConfig) -> float | None:
     """Train what a composed configuration says; return its `score` to a sweeper, None where the job failed."""
+    begin()
     ranks.adopt_tasks()
     if ranks.rank() > 0:
         return follow.follow(lambda: _settings(composed), _accepted)
@@ -328,8 +339,8 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
             continue
         if stays(key):
             raise UserError(
-                f"{override}: a resumed run keeps its own settings; "
-                f"trainer.* (but {', '.join(MUST_STAY)}) and optimizer.lr may change"
+                f"{override.removeprefix(FORCED)}: a resumed run keeps its own settings; trainer.* "
+                f"(but {', '.join(MUST_STAY)}), optimizer.lr and where its data are (data.path, …) may change"
             )
         OmegaConf.update(own, key, OmegaConf.select(composed, key))
         if key == "trainer.epochs":

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import new_folder, own_folders, run_hydra, told
+from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
 from vae_cli.config import check, require_run
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.schema import PREFIX, Generate, task_schema
@@ -45,6 +45,7 @@ def application(composed: DictConfig) -> None:
         settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         for path in generate(settings):
             print(os.path.relpath(path))
 
