@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 
+NEAR = 0.1  # nats from its bound that a mutual information is marked at
 PLAIN = re.compile(r"[\w./-]+")  # what neither a shell nor Hydra reads anything into
 
 
@@ -37,6 +39,14 @@ def number(value: object) -> float | None:
 def writable(text: str) -> str:
     """Return a text that UTF-8 can hold: bytes of a file's name that are no letters stand there by their number."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def bound_sign(numbers: Mapping[str, object], split: str, name: str) -> str:
+    """Mark what the number of examples bounds: mutual information at its limit, and what the KL leaves beside it."""
+    value, limit = (number(numbers.get(f"{split}/mutual_information{end}")) for end in ("", "_bound"))
+    if value is None or limit is None or limit - value > NEAR:
+        return ""
+    return {"mutual_information": "≥ ", "marginal_kl": "≤ "}.get(name, "")
 
 
 def assignment(key: str, path: object) -> str:

@@ -292,7 +292,8 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings a run was accepted with, resolved, and what was typed to get them, resumptions included."""
     from vae_cli.config import typed
 
-    given = [*typed(folder), *HydraConfig.get().overrides.task]
+    now = (each.removeprefix(FORCED) for each in HydraConfig.get().overrides.task)
+    given = [*typed(folder), *now]
     for name, content in (
         ("config", settings),
         ("overrides", [each for each in dict.fromkeys(given) if not each.startswith("resume=")]),
