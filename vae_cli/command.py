@@ -18,7 +18,7 @@ from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vae_cli.errors import OVERLAYS, UserError, first_line, groups, one_line
+from vae_cli.errors import CONF, OVERLAYS, OWN_CONF, UserError, first_line, groups, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted, begin, ending
 from vae_cli.output import mute
 
@@ -40,7 +40,16 @@ def fraction(share: float, *, _root_: DictConfig, _node_: Node) -> float:
     return share * epochs if isinstance(epochs, (int, float)) else share  # a faulty one is told of later
 
 
+def option_groups() -> str:
+    """Return what --help says of the groups of options of the command; nothing where it has none."""
+    folders = [Path(CONF), *OWN_CONF]
+    found = {group: {path.stem for each in folders for path in (each / group).glob("*.yaml")} for group in groups()}
+    lines = [f"{group}: {', '.join(sorted(options))}" for group, options in found.items()]
+    return "\n".join(["", "== Groups of options: choose by GROUP=OPTION ==", "", *lines, ""]) if lines else ""
+
+
 OmegaConf.register_new_resolver("fraction", fraction, replace=True)
+OmegaConf.register_new_resolver("option_groups", option_groups, replace=True)
 
 
 def guarded(name: str, body: Callable[[], object]) -> None:

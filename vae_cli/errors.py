@@ -133,7 +133,7 @@ def groups() -> list[str]:
     """Return the groups of options of the command."""
     if _MAIN[0] in _OTHERS:
         return _OTHERS[_MAIN[0]]
-    others = {group for groups in _OTHERS.values() for group in groups} - {"data"}  # which it has as well
+    others = {"hydra", *(group for groups in _OTHERS.values() for group in groups)} - {"data"}  # which it has as well
     return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir() and path.name not in others)
 
 
