@@ -140,7 +140,7 @@ def test_a_setting_or_a_measure_with_dollars_is_drawn(tmp_path):
     from vae_cli.report import figures
 
     figures.rate_distortion([(1.0, 2.0, "path=$x_$y"), (2.0, 3.0, "caf\udce9=" + "9" * 999)], tmp_path / "a.png")
-    figures.over_setting([(1.0, [2.0])], "own.$x_$", "test/$x_$", tmp_path / "b.png")
+    figures.over_setting([("", [(1.0, [2.0])])], "own.$x_$", "test/$x_$", tmp_path / "b.png")
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width < 1500
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from vae_cli.disk import SETTINGS, TYPED, refuse_links
 from vae_cli.errors import CONF, OVERLAYS, UserError, first_line, unknown_setting
 from vae_cli.schema import OPTIONS, Config, Evaluate, Part, Trainer
 
-MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
-MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 PATHS = ("root", "path", "labels", "valid_path", "test_path", "index")  # under data
 MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are, not by where
+MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew, beside these
+MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
@@ -47,6 +48,18 @@ def stored(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: holds no settings of a run")
     return found
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a folder that holds no run.
+
+    Raises:
+        UserError: it does not; where it is a sweep, this names the folders of its jobs.
+    """
+    if not (folder / SETTINGS).is_file():
+        jobs = sorted(str(each.parents[1]) for each in folder.glob(f"*/{SETTINGS}"))
+        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
+        raise UserError(f"run={folder}: no run there ({Path(SETTINGS).name} is missing){hint}")
 
 
 def typed(folder: Path) -> list[str]:
@@ -98,7 +111,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def stays(key: str) -> bool:
     """Whether a resumed run keeps a setting."""
-    return not key.startswith(MAY_CHANGE) or key in MUST_STAY
+    return key in MUST_STAY or not (key.startswith(MAY_CHANGE) or key in MOVES)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -153,8 +166,15 @@ def _describe(error: ValidationError, content: Any, prefix: str) -> str:
     wanted = " or ".join(dict.fromkeys(_wanted(problem) for problem in same))
     given = content.get(name) if isinstance(content, Mapping) else content
     shown = str(given).lower() if isinstance(given, bool) else "null" if given is None else given
-    hint = f" (write [{given}])" if first["type"] == "list_type" and given is not None else ""
-    return f"{key}={shown}: {wanted} is allowed{hint}"
+    if first["type"] == "list_type" and given is not None:
+        return f"{key}={shown}: {wanted} is allowed (write [{given}])"
+    if isinstance(given, str) and any(number in wanted for number in ("an integer", "a number")) and _is_number(given):
+        return f"{key}='{shown}': a text; {wanted} is allowed (of the environment: ${{oc.decode:${{oc.env:NAME}}}})"
+    return f"{key}={shown}: {wanted} is allowed"
+
+
+def _is_number(text: str) -> bool:
+    return isinstance(yaml.safe_load(text) if re.fullmatch(r"[-+.\de]+", text) else None, (int, float))
 
 
 def _wanted(problem: Any) -> str:

@@ -16,7 +16,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, guarded, own_folders, told
+from vae_cli.command import DEBUGGING, import_torch, own_folders, run_hydra, told
 from vae_cli.disk import whole
 from vae_cli.errors import CONF, UserError, first_line
 
@@ -33,17 +33,19 @@ class NotApplicable(Exception):
 def main() -> None:
     """Run vae-eval; print errors as one line and exit with 1."""
     errors.use("evaluate")
-    guarded("vae-eval", lambda: application())
+    run_hydra("vae-eval", application)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def application(composed: DictConfig) -> None:
     """Evaluate what the settings say."""
-    from vae_cli.config import validate_evaluate
+    from vae_cli.config import require_run, validate_evaluate
 
     with told("vae-eval"):
         settings = validate_evaluate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         evaluate(settings)
 
 

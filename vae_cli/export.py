@@ -11,8 +11,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import guarded, new_folder, own_folders, told
-from vae_cli.config import check
+from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.config import check, require_run
 from vae_cli.errors import CONF, UserError, first_line
 from vae_cli.schema import Export
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # between an exported module and the model
 def main() -> None:
     """Run vae-export; print errors as one line and exit with 1."""
     errors.use("export")
-    guarded("vae-export", lambda: application())
+    run_hydra("vae-export", application)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
@@ -35,7 +35,9 @@ def application(composed: DictConfig) -> None:
     """Export what the settings say, and print the paths of what was written."""
     with told("vae-export"):
         settings = check(Export, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), "")
+        require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         for path in export(settings):
             print(os.path.relpath(path))
 

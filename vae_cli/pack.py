@@ -19,7 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import guarded, own_folders, told
+from vae_cli.command import guarded, import_torch, own_folders, refuse_misused, told
 from vae_cli.config import check, check_part
 from vae_cli.data.index import NAME, Index, Shard, read_index, write_index
 from vae_cli.disk import whole
@@ -49,6 +49,7 @@ def main() -> None:
             del sys.argv[1]
         elif "--help" not in sys.argv and "-h" not in sys.argv:
             raise UserError(f"{' '.join(sys.argv[1:2])}: no such command; vae-data pack data=… out=… is allowed")
+        refuse_misused(sys.argv[1:])
         application()
 
     guarded("vae-data", body)
@@ -60,6 +61,7 @@ def application(composed: DictConfig) -> None:
     with told("vae-data"):
         raw: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         own_folders()
+        import_torch()
         data = check_part("data", {**raw, "data": {**raw["data"], **TRAINED_RAW}})
         pack(check(Pack, {key: value for key, value in raw.items() if key != "data"}, ""), data)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vae_cli import checkpoint
-from vae_cli.config import MOVES, PATHS, differing, stays, stored, validate
+from vae_cli.config import PATHS, differing, require_run, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
@@ -135,11 +135,8 @@ def settings_of(folder: Path, *, trust: Trust = False, data: Places = None) -> C
     Raises:
         UserError: there is no run, its settings cannot be read, or they name foreign parts.
     """
+    require_run(folder)
     path = folder / SETTINGS
-    if not path.is_file():
-        jobs = sorted(str(each.parents[1]) for each in folder.glob(f"*/{SETTINGS}"))
-        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
-        raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
     raw = stored(folder)
     for group, content in raw.items():
         if target := foreign(group, content, trust):
@@ -204,7 +201,7 @@ def refuse_others(path: Path, state: dict[str, Any], config: Config) -> None:
         UserError: names it.
     """
     for key, (then, now) in differing(state.get("config", config.plain), config.plain).items():
-        if stays(key) and key not in MOVES:
+        if stays(key):
             raise UserError(f"{path}: of another run, which had {key}={then}; this one has {now}")
 
 

@@ -19,6 +19,7 @@ from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
 from vae_cli.machine import flushing, memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
+from vae_cli.output import shell_assignment
 from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others, told_of
 from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
@@ -341,7 +342,7 @@ def _log_likelihood(
     if numbers["effective_samples"] < FEW:
         reporter.line(
             f"log_likelihood rests on {numbers['effective_samples']:.1f} of {samples} draws an example: a lower "
-            f"bound, tighter by vae-eval run={os.path.relpath(reporter.folder)}"
+            f"bound, tighter by vae-eval {shell_assignment('run', os.path.relpath(reporter.folder))}"
         )
     return numbers
 

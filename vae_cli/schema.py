@@ -31,11 +31,17 @@ def _exists(path: str) -> str:
     return path
 
 
+def _interval(text: str) -> str:
+    if not re.match(EVERY, text):
+        raise ValueError('a text such as "2 epochs", "10 minutes" or "2 hours"')
+    return text
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30)]  # within float32, and so is what becomes of it
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read
-EVERY = r"^(\d+(?:\.\d+)?) ?(step|epoch|minute)s?$"
+EVERY = r"^(\d+(?:\.\d+)?) ?(step|epoch|minute|hour)s?$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -457,7 +463,7 @@ class Trainer(Settings):
     log_likelihood_examples: Count | None
     validate_every: Positive
     on_nan: Literal["stop", "skip", "rollback"]
-    checkpoint_every: Literal["auto"] | Count | Annotated[str, Field(pattern=EVERY)]
+    checkpoint_every: Literal["auto"] | Count | Annotated[str, AfterValidator(_interval)]
     log_every: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
     resident: bool | Literal["auto"]
@@ -638,9 +644,11 @@ OPTIONS: dict[str, dict[str, type[Part]]] = {
 
 
 def every(amount: int | str) -> tuple[float, str]:
-    """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
+    """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "2 hours" (120, minutes)."""
     found = re.match(EVERY, str(amount))
-    return (float(found[1]), f"{found[2]}s") if found else (float(amount), "steps")
+    if not found:
+        return float(amount), "steps"
+    return (60.0 * float(found[1]), "minutes") if found[2] == "hour" else (float(found[1]), f"{found[2]}s")
 
 
 def command(content: Any, trust: bool | Sequence[str] = False) -> str | None:

@@ -73,6 +73,17 @@ def best(config: DictConfig, folder: Path) -> Iterator[str]:
         yield f"best of {len(done)} trials: {config.score}={found.value:.3f} with {settings} ({where})"
 
 
+def direction(config: DictConfig) -> str | None:
+    """Return whether a search goes up or down, as it was typed; None for a sweep that is no search."""
+    found = config.hydra.sweeper.get("direction")
+    return getattr(found, "name", found)
+
+
+def searched(config: DictConfig) -> list[str]:
+    """Return what the settings of a sweep say to vary, as it would be typed."""
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+
+
 def _own(config: DictConfig) -> bool:
     """Whether a sweep has a study in its folder."""
     sweeper = config.hydra.sweeper
@@ -85,17 +96,15 @@ def _study(config: DictConfig) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failures are told at the end
     sweeper = config.hydra.sweeper
-    direction = getattr(sweeper.direction, "name", sweeper.direction)
     return optuna.create_study(
-        storage=sweeper.storage, study_name=sweeper.study_name, direction=direction, load_if_exists=True
+        storage=sweeper.storage, study_name=sweeper.study_name, direction=direction(config), load_if_exists=True
     )
 
 
 def _refuse_another(config: DictConfig, study: Any, folder: Path) -> None:
     """Refuse to mix two searches: their values would not compare."""
     typed = [each for each in config.hydra.overrides.task if not each.startswith("resume=")]
-    searched = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    now = sorted([*searched, *typed])
+    now = sorted([*searched(config), *typed])
     then = study.user_attrs.get(SETTINGS, now)
     if differing := sorted(set(then) ^ set(now)):
         raise UserError(

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,8 +19,9 @@ from vae_cli import study
 from vae_cli.command import told
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, one_line
+from vae_cli.interruption import begin
 from vae_cli.lock import locked
-from vae_cli.output import say
+from vae_cli.output import assignment, say
 
 REASON = "error.txt"  # in the folder of a job that failed: the line, and for our own mistakes the traceback
 _BEGUN: list[Path] = []  # the folders of this process's sweeps
@@ -31,9 +34,11 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the folder of the sweep, once and for all of its jobs."""
+        begin()
         folder = Path(config.hydra.sweep.dir)
         with told("vae-train"):
             _refuse(config, folder)
+            _refuse_settings(config)
             _HELD.enter_context(locked(folder))
             study.go_on(config, folder)
         _BEGUN.append(folder)
@@ -64,6 +69,41 @@ def _refuse(config: DictConfig, folder: Path) -> None:
         )
 
 
+def _refuse_settings(config: DictConfig) -> None:
+    """Refuse settings of sweeper and launcher that these would answer with a traceback, or with jobs that collide."""
+    with_interpolations: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    _refuse_shared_folder(str(with_interpolations["subdir"]))
+    for key in (
+        "hydra.launcher.n_jobs",
+        "hydra.sweeper.n_trials",
+        "hydra.sweeper.n_jobs",
+        "hydra.sweeper.max_batch_size",
+    ):
+        number = OmegaConf.select(config, key)
+        if number == 0 or (number is not None and number < 0 and "sweeper" in key):
+            raise UserError(f"{key}={number}: at least 1 is allowed")
+    if (direction := study.direction(config)) not in (None, "maximize", "minimize"):
+        raise UserError(f"hydra.sweeper.direction={direction}: maximize or minimize is allowed")
+    if config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        _refuse_intervals([*config.hydra.overrides.task, *study.searched(config)])
+
+
+def _refuse_shared_folder(subdir: str) -> None:
+    """Refuse a folder that would be that of several jobs, or that of no job of the sweep."""
+    if "${" not in subdir or Path(subdir).is_absolute() or ".." in Path(subdir).parts:
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: each job needs a folder of its own within hydra.sweep.dir; "
+            "such as ${hydra.job.num} is allowed"
+        )
+
+
+def _refuse_intervals(overrides: Sequence[str]) -> None:
+    """Refuse to list the values of an interval."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if isinstance(override.value(), IntervalSweep):
+            raise UserError(f"{override.input_line}: only a search draws from an interval; sweep=optuna is one")
+
+
 def _share_threads(config: DictConfig) -> None:
     """Let the jobs of submitit_local, which all run at once, have the CPUs that they were promised and no more."""
     launcher = config.hydra.launcher
@@ -85,7 +125,7 @@ def failed(folder: Path, error: Exception) -> str:
 
 def failures() -> list[str]:
     """Return a line for each failed job of this process's sweeps."""
-    paths = [path for folder in _BEGUN for path in folder.glob(f"*/{REASON}")]
+    paths = [path for folder in _BEGUN for path in folder.rglob(REASON)]
     found = {path.parent: path.read_text().partition("\n")[0] for path in paths} | _UNWRITTEN
     return [f"{folder}: {found[folder]}" for folder in sorted(found, key=lambda each: (len(each.name), each.name))]
 
@@ -100,5 +140,5 @@ def how_to_go_on(arguments: Sequence[str]) -> str | None:
     if not begun():
         return None
     others = [each for each in arguments if not each.startswith(("resume=", "hydra.sweep.dir="))]
-    again = [*others, "resume=auto", f"hydra.sweep.dir={os.path.relpath(_BEGUN[-1])}"]
+    again = [*others, "resume=auto", assignment("hydra.sweep.dir", os.path.relpath(_BEGUN[-1]))]
     return f"; go on with: vae-train {shlex.join(again)}"

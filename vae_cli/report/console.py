@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from vae_cli.output import mute, writable
+from vae_cli.output import bound_sign, mute, writable
 
 ORDER = (
     "log_likelihood",
@@ -30,7 +30,6 @@ ORDER = (
     "bits_per_dim",
 )
 PACE = 0.1  # seconds between movements of the bar, at least
-NEAR = 0.1  # nats from its bound that a mutual information is marked at
 SPLITS = ("train", "valid", "test")
 
 
@@ -133,7 +132,7 @@ class Terminal:
         for key, value in summary.items():
             name = key.partition("/")[2]
             if isinstance(value, (int, float)) and not name.endswith("_stderr"):
-                table.add_row(Text(name), _sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
+                table.add_row(Text(name), bound_sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
         self.console.print(table)
 
     def table(self, summary: dict[str, float], title: str) -> None:
@@ -161,18 +160,10 @@ def results(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         values = [summary.get(f"{split}/{name}") for split in splits]
         if any(value is not None for value in values):
             errors = [summary.get(f"{split}/{name}_stderr") for split in splits]
-            signs = [_sign(summary, split, name) for split in splits]
+            signs = [bound_sign(summary, split, name) for split in splits]
             cells = [s + _cell(v, e) for s, v, e in zip(signs, values, errors, strict=True)]
             rows.append([f"{name} (K = {k})" if name == "log_likelihood" else name, *cells])
     return splits, rows
-
-
-def _sign(summary: dict[str, Any], split: str, name: str) -> str:
-    """Mark what the number of examples bounds: mutual information at its limit, and what the KL leaves beside it."""
-    value, limit = (summary.get(f"{split}/mutual_information{end}") for end in ("", "_bound"))
-    if value is None or limit is None or limit - value > NEAR:
-        return ""
-    return {"mutual_information": "≥ ", "marginal_kl": "≤ "}.get(name, "")
 
 
 def _cell(value: float | None, error: float | None) -> str:

@@ -27,6 +27,7 @@ TITLES = {
 NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
 LONGEST = 24  # letters of a class name beside a picture or in a legend
 LONG = 80  # letters of the settings that name a run
+LISTED = 8  # curves that a legend names; more of them would cover the figure
 INK = "#010203"  # stands for the page's own text colour while an SVG is drawn
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
 CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
@@ -214,17 +215,25 @@ def rate_distortion(points: Sequence[tuple[float, float, str]], path: Path) -> P
     return path
 
 
-def over_setting(curve: Sequence[tuple[float, Sequence[float]]], setting: str, metric: str, path: Path) -> Path:
-    """Draw a metric over a setting, every seed a point and their mean a line."""
+Curve = Sequence[tuple[float, Sequence[float]]]  # values of a setting, each with those of a metric, one a seed
+
+
+def over_setting(curves: Sequence[tuple[str, Curve]], setting: str, metric: str, path: Path) -> Path:
+    """Draw a metric over a setting: every seed a point, and a line through the means of a curve.
+
+    Args:
+        curves: what sets each apart from the others, and its values.
+        setting: on the horizontal axis.
+        metric: on the vertical axis.
+        path: of the PNG.
+    """
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    ordered = sorted(curve)
-    for value, found in ordered:
-        axes.plot([value] * len(found), found, marker=".", ls="", color="C0", alpha=0.5)
-    values = sorted({value for value, _ in ordered})
-    pooled = [[y for v, found in ordered if v == value for y in found] for value in values]
-    means = [sum(each) / len(each) if each else math.nan for each in pooled]
-    axes.plot(values, means, color="C0", marker="o")
+    for k, (name, curve) in enumerate(curves):
+        _seeds_and_mean(axes, sorted(curve), _literal(name, LONG), f"C{k % 10}")
+    if 1 < len(curves) <= LISTED:
+        axes.legend(fontsize=8)
+    values = sorted(value for _, curve in curves for value, _ in curve)
     if values[0] > 0 and values[-1] / values[0] >= 8:
         axes.set_xscale("log", base=2)
     axes.set_xlabel(_literal(setting, LONG))
@@ -232,3 +241,10 @@ def over_setting(curve: Sequence[tuple[float, Sequence[float]]], setting: str, m
     axes.grid(alpha=0.3)
     _save(figure, path)
     return path
+
+
+def _seeds_and_mean(axes: Any, curve: Curve, name: str, color: str) -> None:
+    for value, found in curve:
+        axes.plot([value] * len(found), found, marker=".", ls="", color=color, alpha=0.5)
+    means = [sum(found) / len(found) if found else math.nan for _, found in curve]
+    axes.plot([value for value, _ in curve], means, color=color, marker="o", label=name)
