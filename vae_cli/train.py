@@ -24,7 +24,8 @@ from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
 from vae_cli.disk import SETTINGS, whole, written
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
-from vae_cli.interruption import Interrupted, deferred, heed
+from vae_cli.interruption import RESUMABLE, Interrupted, deferred, heed
+from vae_cli.lock import Busy, wait
 from vae_cli.output import say
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ def main() -> None:
         sys.argv[1:] = _prepared(sys.argv[1:])
         _run()
         if lines := sweep.failures():
-            raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
+            raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join([*lines, *sweep.unfinished()]))
+        if lines := sweep.unfinished():
+            raise UserError("\n".join(lines))
 
     guarded("vae-train", body)
-    ranks.leave()
 
 
 def _run() -> None:
@@ -157,11 +159,16 @@ def application(composed: DictConfig) -> float | None:
             raise
         if not sweeping:
             sys.exit(f"vae-train: error: {one_line(error)}")
-        print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
+        if isinstance(error, Busy):
+            print(f"job {folder.name} left alone: {error}", file=sys.stderr)
+        else:
+            print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
         return None  # the others run; what failed is told again at the end
     except KeyboardInterrupt as interrupt:
         if claimed:
             _withdraw(folder)
+        if sweep.orphaned():
+            os._exit(RESUMABLE)  # rather than wait for another job
         shown = shlex.quote(f"resume={os.path.relpath(folder)}")
         raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
 
@@ -172,6 +179,8 @@ def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float
     So does every job of a sweep: its folder is the sweep's alone, and a launcher may start it again.
     """
     if sweeping:
+        sweep.end_with_launcher()
+        wait(folder, sweep.PATIENCE)
         (folder / sweep.REASON).unlink(missing_ok=True)
     settings, resume = _settings(composed), _saved(folder)
     if resume and not _refuse_others(settings, folder) and (summary := _summary(folder)):
