@@ -217,15 +217,21 @@ def data_of(run: Restored, folder: Path) -> Dataset:
     return dataset
 
 
-def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
-    """Say how data differ from those a checkpoint tells of; None where they do not."""
+def changed(then: dict[str, Any], dataset: Dataset, word: str = "now") -> str | None:
+    """Say how data differ from those a checkpoint, or another rank, tells of; None where they do not.
+
+    Args:
+        then: what `about_data` returned.
+        dataset: to compare with it.
+        word: what stands before a value of `dataset`.
+    """
     now = about_data(told_of(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
             shown = (
                 ""
                 if key in ("mean", "std", "center", "spread", *dataset.examples)
-                else f": {then[key]}, now {now.get(key)}"
+                else f": {then[key]}, {word} {now.get(key)}"
             )
             return f"{key}{shown}"
     return None

@@ -78,6 +78,7 @@ def _train(
     _set_up_process(config, device)
     with parallel.one_after_another():
         dataset = load_dataset(config)
+    _refuse_ranks_of_other_data(dataset)
     if dataset.valid is None:
         refuse_without_validation(config, f"data={name_of(config.data)}, which has no validation split here")
     seed_everything(config.seed)
@@ -109,6 +110,18 @@ def _train(
         return _finish(config, dataset, trainer, reporter) if isinstance(reporter, Reporter) else {}
     finally:
         reporter.close()
+
+
+def _refuse_ranks_of_other_data(dataset: Dataset) -> None:
+    """Refuse to train where a rank has loaded other examples than the first, as from a stale copy.
+
+    Raises:
+        UserError: names the first such rank.
+    """
+    own = changed(parallel.shared(about_data(told_of(dataset))), dataset, "there")
+    for rank, change in enumerate(parallel.everyones(own)):
+        if change is not None:
+            parallel.refuse(f"data: rank {rank} has other examples than rank 0 ({change}); ranks need the same data")
 
 
 def _reporter(folder: Path, dataset: Dataset, vae: VAE, last: dict[str, Any] | None) -> Reporter | Silent:

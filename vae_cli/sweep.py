@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,12 +23,16 @@ from vae_cli.command import told
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, one_line
 from vae_cli.interruption import begin
-from vae_cli.lock import locked
+from vae_cli.lock import Busy, locked, wait
 from vae_cli.output import assignment, say
 
 REASON = "error.txt"  # in the folder of a job that failed: the line, and for our own mistakes the traceback
+LAUNCHER = "VAE_CLI_LAUNCHER"  # in the environment of joblib's workers: the process that launched the sweep
+PATIENCE = 30.0  # seconds that a job waits for the worker of a killed sweep to save and to leave its folder
 _BEGUN: list[Path] = []  # the folders of this process's sweeps
 _UNWRITTEN: dict[Path, str] = {}  # the lines of failed jobs in whose folders there was no room for them
+_WATCHING = threading.Event()  # whether this process watches its launcher
+_BORN_OF = os.getppid()
 _HELD = ExitStack()  # their locks, until the process ends
 
 
@@ -42,6 +49,7 @@ class Sweep(Callback):
             _HELD.enter_context(locked(folder))
             study.go_on(config, folder)
         _BEGUN.append(folder)
+        _let_workers_know(config)
         _share_threads(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -111,6 +119,37 @@ def _share_threads(config: DictConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task or 1))
 
 
+def _let_workers_know(config: DictConfig) -> None:
+    """Tell the workers of joblib, which have no other work, whose they are; jobs of submitit outlive their launcher."""
+    if config.hydra.launcher._target_.endswith("JoblibLauncher"):
+        os.environ[LAUNCHER] = str(os.getpid())
+
+
+def orphaned() -> bool:
+    """Whether this process is a worker whose sweep was killed."""
+    launcher = int(os.environ.get(LAUNCHER, os.getpid()))
+    if launcher == os.getpid():
+        return False
+    try:
+        os.kill(launcher, 0)
+    except OSError:
+        return True
+    return os.getppid() != _BORN_OF  # killed, but not yet gone
+
+
+def end_with_launcher() -> None:
+    """In a worker, be interrupted as by SIGTERM once the sweep's own process has died."""
+    if os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid()) and not _WATCHING.is_set():
+        _WATCHING.set()
+        threading.Thread(target=_watch_launcher, daemon=True).start()
+
+
+def _watch_launcher() -> None:
+    while not orphaned():
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def failed(folder: Path, error: Exception) -> str:
     """Keep why a job failed in its folder, and return the one line of it."""
     line = one_line(error)
@@ -128,6 +167,17 @@ def failures() -> list[str]:
     paths = [path for folder in _BEGUN for path in folder.rglob(REASON)]
     found = {path.parent: path.read_text().partition("\n")[0] for path in paths} | _UNWRITTEN
     return [f"{folder}: {found[folder]}" for folder in sorted(found, key=lambda each: (len(each.name), each.name))]
+
+
+def unfinished() -> list[str]:
+    """Return a line for each job of this process's sweeps that a process of an earlier start still trains."""
+    found = []
+    for lock in sorted(path for folder in _BEGUN for path in folder.glob("*/.lock")):
+        try:
+            wait(lock.parent, 0.0)
+        except Busy as error:
+            found.append(f"{error}; start the sweep again when it has ended")
+    return found
 
 
 def begun() -> bool:

@@ -24,7 +24,8 @@ from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders, refuse_misused
 from vae_cli.disk import SETTINGS, whole, written
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
-from vae_cli.interruption import Interrupted, begin, deferred, heed
+from vae_cli.interruption import RESUMABLE, Interrupted, begin, deferred, heed
+from vae_cli.lock import Busy, wait
 from vae_cli.output import quoted, say, shell_assignment
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ def main() -> None:
         sys.argv[1:] = _prepared(sys.argv[1:])
         _run()
         if lines := sweep.failures():
-            raise UserError(f"{len(lines)} jobs of the sweep failed", *lines)
+            raise UserError(f"{len(lines)} jobs of the sweep failed", *lines, *sweep.unfinished())
+        if lines := sweep.unfinished():
+            raise UserError(*lines)
 
     guarded("vae-train", body)
-    ranks.leave()
 
 
 def _run() -> None:
@@ -163,11 +165,16 @@ def application(composed: DictConfig) -> float | None:
             raise
         if not sweeping:
             sys.exit(f"vae-train: error: {one_line(error)}")
-        print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
+        if isinstance(error, Busy):
+            print(f"job {folder.name} left alone: {error}", file=sys.stderr)
+        else:
+            print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
         return None  # the others run; what failed is told again at the end
     except KeyboardInterrupt as interrupt:
         if claimed:
             _withdraw(folder)
+        if sweep.orphaned():
+            os._exit(RESUMABLE)  # rather than wait for another job
         again = shell_assignment("resume", os.path.relpath(folder))
         raise type(interrupt)(f"; go on with: vae-train {again}" if _saved(folder) else "") from None
 
@@ -178,6 +185,8 @@ def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float
     So does every job of a sweep: its folder is the sweep's alone, and a launcher may start it again.
     """
     if sweeping:
+        sweep.end_with_launcher()
+        wait(folder, sweep.PATIENCE)
         (folder / sweep.REASON).unlink(missing_ok=True)
     settings, resume = _settings(composed), _saved(folder)
     if resume and not _refuse_others(settings, folder) and (summary := _summary(folder)):

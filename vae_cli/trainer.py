@@ -359,7 +359,7 @@ class Trainer:
             "rollbacks": self.rollbacks,
             "in_vain": self.in_vain,
             "warnings": list(self.reporter.warnings),
-            "sums": parallel.mean(self.stepper.sums),
+            "sums": parallel.gather(self.stepper.sums[None]),  # [N, T] of N ranks: added up later, they round as now
             "summed": self.stepper.summed,
             "skipped": self.stepper.skipped,
             "random": randomness.state_dict(self.device),
@@ -382,10 +382,15 @@ class Trainer:
         self.rollbacks, self.in_vain = int(state["rollbacks"]), int(state["in_vain"])
         self.reporter.warnings += [line for line in map(str, state["warnings"]) if line not in self.reporter.warnings]
         self.stepper.reset()
-        self.stepper.sums.copy_(state["sums"])
+        self.stepper.sums.copy_(_own_sums(torch.atleast_2d(state["sums"])))
         self.stepper.skipped.copy_(state["skipped"])
         self.stepper.summed = int(state["summed"])
         randomness.load_state_dict(state["random"], self.device)
+
+
+def _own_sums(sums: Tensor) -> Tensor:
+    """Return this rank's sums [T] of those of all ranks [N, T]; where there were more or fewer, their mean."""
+    return sums[parallel.rank()] if len(sums) == parallel.count() else sums.mean(0)
 
 
 def _of_all(asked: list[Signals], *numbers: float) -> tuple[Any, ...]:
