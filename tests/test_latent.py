@@ -237,3 +237,20 @@ def test_the_ladder_decodes_its_lowest_layer_and_counts_the_kl_of_each():
     expected = elbo.log_likelihood.mean(0) - elbo.kl.sum(-1)
     error = 5 * weights.std(0) / math.sqrt(4000)
     assert ((weights.mean(0) - expected).abs() < error).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_moments_are_those_of_draws_or_a_sentence(case):
+    distribution, _ = given(disturbed(*case[1:], latent_dim=dims(case)).double(), case[0])
+    draws = distribution.sample((4000,))
+    for read, of_draws in (
+        (lambda d: d.stddev, lambda z: z.std(0)),
+        (lambda d: d.entropy(), lambda z: -distribution.log_prob(z).mean(0)),
+        (lambda d: d.mode, None),
+    ):
+        try:
+            found = read(distribution)
+        except NotImplementedError as error:
+            assert "in closed form; an estimate: " in str(error)  # noqa: PT017
+        else:
+            assert of_draws is None or torch.allclose(found, of_draws(draws), rtol=0.1, atol=0.05)
