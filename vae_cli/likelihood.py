@@ -445,8 +445,7 @@ class CategoricalElements(Elements):
     @property
     def mean(self) -> Tensor:
         """Σ_k p_k · k/(L − 1)."""
-        values = torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device)
-        return self.logits.softmax(-1) @ values
+        return self.logits.softmax(-1) @ self._values
 
     @property
     def mode(self) -> Tensor:
@@ -456,13 +455,17 @@ class CategoricalElements(Elements):
     @property
     def variance(self) -> Tensor:
         """Σ_k p_k (k/(L − 1) − mean)²."""
-        values = torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device)
-        return (self.logits.softmax(-1) * (values - self.mean.unsqueeze(-1)).square()).sum(-1)
+        return (self.logits.softmax(-1) * (self._values - self.mean.unsqueeze(-1)).square()).sum(-1)
 
     def element_entropy(self) -> Tensor:
         """Return −Σ_k p_k log p_k."""
         log_p = self.logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1)
+
+    @property
+    def _values(self) -> Tensor:
+        """What the levels stand for, [L]."""
+        return torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device, dtype=self.logits.dtype)
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return the log-probability of the level that x is."""
