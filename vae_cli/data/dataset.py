@@ -97,6 +97,7 @@ class Dataset:
     test: Examples | None
     levels: int | None  # of the training examples as they are stored
     kind: str  # the transform of a training batch
+    notes: tuple[str, ...] = ()  # of how the source was read
     binarized: str | None = None  # how grey values became binary: bernoulli (anew for each batch), static, threshold
 
     @property
@@ -152,7 +153,8 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
         for k, each in enumerate((splits.valid, splits.test), start=1)
     )
     how = kind if kind in ("bernoulli", "static", "threshold") else None
-    return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind, how)
+    kind, levels = ("scale", 2) if once else (kind, raw.levels)
+    return Dataset(spec, train, valid, test, levels, kind, splits.notes, how)
 
 
 def _means(examples: Examples) -> list[float]:

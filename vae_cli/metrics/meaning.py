@@ -31,16 +31,16 @@ def _measure(dataset: Dataset, likelihood: Any) -> str:
 
 def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
     """Return what a person must know before comparing the numbers."""
-    spec, found = dataset.spec, []
+    spec, found = dataset.spec, list(dataset.notes)
     if getattr(likelihood, "support", "real") == "binary" and not spec.binary:
         found.append(
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
             "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
         )
-    if dataset.kind == "bernoulli" and len(spec.shape) == 3 and spec.shape[0] == 3:
+    if dataset.binarized and len(spec.shape) == 3 and spec.shape[0] == 3:
         found.append(
-            "colour pictures are binarised channel by channel for likelihood=bernoulli; "
-            "likelihood=discretized_logistic or gaussian models their colours"
+            "likelihood=bernoulli does not fit colour pictures, which are binarised channel by channel for it: take "
+            "likelihood=discretized_logistic, which models their grey levels (gaussian and laplace model densities)"
         )
     if spec.levels is not None and not getattr(likelihood, "discrete", False):
         found.append(
