@@ -1,10 +1,14 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from tests.conftest import configure
-from vae_cli import parts
+from tests.conftest import configure, train
+from vae_cli import likelihood as L
+from vae_cli import metrics, parts
 from vae_cli.data import Examples, Resident, Splits, files, pixels, vision
 from vae_cli.data.examples import carve
 from vae_cli.errors import UserError
@@ -407,6 +411,89 @@ def test_a_broken_picture_is_named(pictures):
     (pictures / "dogs" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
         dataset("data=images", f"data.path={pictures}")
+
+
+def test_broken_pictures_are_skipped_where_that_is_asked_and_told_of(pictures, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    (pictures / "dogs" / "broken.png").write_bytes(b"no picture")
+    cut = pictures / "cats" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    images = ["data=images", f"data.path={pictures}", "data.size=8", "likelihood=gaussian", "data.test=0"]
+    with pytest.raises(UserError, match=r"3\.png cannot be read as an image .*, and 1 others; data\.on_broken=skip"):
+        dataset(*images)
+    for few in (2, 200):  # with the cache and without
+        monkeypatch.setattr(files, "FEW", few)
+        found = dataset(*images, "data.on_broken=skip")
+        assert torch.bincount(torch.cat([found.train.y, found.valid.y])).tolist() == [9, 10]
+        (note,) = metrics.caveats(found, L.Categorical(levels=256))
+        assert note.startswith("2 of 21 pictures cannot be read and are skipped: ")
+        assert f"{cut} (" in note
+    for path in (pictures / "cats").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cats.0\.png cannot be read as an image .*, and 9 others"):
+        dataset("data=images", f"data.path={pictures}/cats", "data.on_broken=skip")
+
+
+def test_pictures_that_are_not_read_are_told_of(pictures):
+    (pictures / "dogs" / "phone.HEIC").write_bytes(b"whatever")
+    (pictures / "readme.txt").write_text("no picture, and nobody takes it for one")
+    found = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=gaussian")
+    assert found.notes == ("1 pictures (.heic) are skipped: convert them to .png or .jpg to use them",)
+    (pictures / "dogs" / "phone.HEIC").rename(pictures / "phone.heic")
+    for name in ("cats", "dogs"):
+        shutil.rmtree(pictures / name)
+    with pytest.raises(UserError, match=r"no images in it .*; 1 pictures \(\.heic\) are skipped"):
+        dataset("data=images", f"data.path={pictures}")
+
+
+def test_a_picture_fills_its_frame_as_it_is_told(tmp_path):
+    wide = np.zeros((10, 20, 3), dtype="uint8")
+    wide[:, :5] = 255  # a quarter at the left is white
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+
+    def framed(resize):
+        return files.picture(tmp_path / "wide.png", (8, 8), "L", resize=resize)[0].float() / 255
+
+    crop, pad, stretch = map(framed, ("crop", "pad", "stretch"))
+    assert crop[:, 1:].max() == 0  # the white quarter is cut away
+    assert pad[:2].max() == pad[6:].max() == 0
+    assert pad[2:6, :2].min() > 0.8
+    assert stretch[:, :2].mean() > 0.9
+    assert stretch[:, 3:].max() == 0
+    made = dataset("data=images", f"data.path={tmp_path}", "data.size=8", "data.resize=pad", "data.valid=0",
+                   "data.test=0", "data.color=grayscale", "likelihood=gaussian").train.x  # fmt: skip
+    torch.testing.assert_close(made[0, 0].float() / 255, pad)
+    for other in ("data=shards", "data=huggingface"):
+        with pytest.raises(UserError, match=r"data\.resize=pad: has no effect with data\.size=null"):
+            dataset(other, f"data.path={tmp_path}", "data.resize=pad")
+
+
+def test_a_run_that_was_stored_before_a_setting_of_its_data_goes_on_loading(pictures, tmp_path):
+    settings = configure("data=images", f"data.path={pictures}").plain
+    for key in ("resize", "on_broken"):
+        del settings["data"][key]
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
+    config = parts.settings_of(tmp_path)
+    assert (config.data.resize, config.data.on_broken) == ("crop", "stop")
+    parts.refuse_others(tmp_path, {"config": settings}, config)
+
+
+def test_few_steps_on_pictures_are_told_of_at_the_start(pictures, tmp_path_factory):
+    images = ["data=images", f"data.path={pictures}", "data.size=32", "model.hidden=[4]", "likelihood=gaussian",
+              "trainer.log_likelihood_samples=0"]  # fmt: skip
+    for k, (length, told) in enumerate((("trainer.epochs=2", True), ("trainer.steps=2", False))):
+        folder = tmp_path_factory.mktemp(f"run{k}")
+        train(folder, *images, length)
+        hint = "2 steps are few for examples of [3, 32, 32]: trainer.steps=5000"
+        assert (hint in (folder / "train.log").read_text()) == told
+
+
+def test_the_likelihood_for_colour_pictures_is_told(pictures):
+    found = dataset("data=images", f"data.path={pictures}", "data.size=8")
+    assert any("take likelihood=discretized_logistic" in note for note in metrics.caveats(found, L.Bernoulli()))
+    found = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=discretized_logistic")
+    assert metrics.caveats(found, L.DiscretizedLogistic(levels=256)) == []
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

@@ -43,10 +43,24 @@ def folders(tmp_path_factory):
     x = 100.0 + 20.0 * rng.normal(size=(400, 1)) * np.ones(5) + rng.normal(size=(400, 5))
     np.savez(root / "table.npz", x=x.astype("float32"))
     table = ["data=arrays", f"data.path={root}/table.npz", "likelihood=gaussian", "model.latent_dim=3"]
+    sides = rng.random((300, 4, 4)) < np.where(np.arange(4) < 2, 0.9, 0.1)
+    right = np.arange(300) % 2 == 1
+    sides[right] = sides[right, :, ::-1]
+    np.savez(root / "sides.npz", x=sides, y=np.where(right, "right", "left"))
+    named = [
+        "data=arrays",
+        f"data.path={root}/sides.npz",
+        "conditional=label",
+        "prior=conditional",
+        "model.latent_dim=2",
+        "model.hidden=[32]",
+        "optimizer.lr=0.01",
+    ]
     return {
         "plain": finished(root / "plain", *DIGITS),
         "labels": finished(root / "labels", *DIGITS, "conditional=label"),
         "table": finished(root / "table", *table, "trainer.epochs=60"),
+        "named": finished(root / "named", *named, "trainer.epochs=20", "trainer.log_likelihood_samples=0"),
         "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "model.below=[1]",
                          "model.latent_dim=1"),
     }  # fmt: skip
@@ -243,7 +257,7 @@ def test_what_does_not_fit_is_told(folders):
     ):
         with pytest.raises(ValueError, match=line):
             model.encode(x)
-    with pytest.raises(ValueError, match=r"\[B, 20\] is allowed"):
+    with pytest.raises(ValueError, match=r"\[\.\.\., 20\] is allowed"):
         model.decode(np.zeros((2, 3)))
     conditional = vae_cli.load(folders["labels"], device="cpu")
     with pytest.raises(ValueError, match="give labels y"):
@@ -268,7 +282,7 @@ def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
         (["run=/nowhere"], "run=/nowhere: no run there"),
         ([f"run={folders['plain']}", "task=smple"], "did you mean sample?"),
         ([f"run={folders['plain']}", "task.condition=3"], "has no effect, the run is not conditional"),
-        ([f"run={folders['labels']}", "task.condition=10"], "a class from 0 to 9, or all, is allowed"),
+        ([f"run={folders['labels']}", "task.condition=10"], "a class from 0 to 9, its name, or all, is allowed"),
         ([f"run={folders['plain']}", "task.means=3"], "task.means=3: true or false is allowed"),
         (
             [f"run={folders['plain']}", "task=interpolate", "task.indices=[0,999999]"],
@@ -483,3 +497,82 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(folders, monkeypatch, t
     monkeypatch.setattr(tasks, task, functools.wraps(getattr(tasks, task))(exhausted))
     with pytest.raises(UserError, match=rf"task={task}: out of memory \(.*\); {line}"):
         generate(settings(folders["plain"], task))
+
+
+def test_a_class_may_be_given_by_its_name(folders):
+    model = vae_cli.load(folders["named"], device="cpu")
+    assert model.spec.names == ("left", "right")
+    x, y = vae_cli.load_data(folders["named"], "test")
+    assert model.sample(50, y="right")[:, :, 2:].mean() > 0.7 > 0.3 > model.sample(50, y="left")[:, :, 2:].mean()
+    names = [model.spec.names[k] for k in y.tolist()]
+    for given in (names, tuple(names), np.array(names)):
+        torch.testing.assert_close(model.encode(x, given).mean, model.encode(x, y).mean)
+    torch.testing.assert_close(model.decode(torch.zeros(3, 2), "right").mean, model.decode(torch.zeros(3, 2), 1).mean)
+    with pytest.raises(
+        ValueError, match=r"y: the run knows no class rigt; did you mean right\?; left, right are allowed"
+    ):
+        model.elbo(x, "rigt")
+    assert made(folders["named"], "sample", n=4, condition="right")["y"].tolist() == [1] * 4
+    assert made(folders["named"], "manifold", n=4, condition="left")["x"].shape == (4, 4, 4, 4)
+    with pytest.raises(
+        UserError, match=r"task\.condition=up: the run knows no class up; left, right are allowed, or all"
+    ):
+        generate(settings(folders["named"], "sample", condition="up"))
+
+
+def test_the_prior_is_public(folders):
+    named, plain = (vae_cli.load(folders[name], device="cpu") for name in ("named", "plain"))
+    p = named.prior(["left", "right", "left"])
+    assert (p.batch_shape, p.event_shape) == ((3,), (2,))
+    torch.testing.assert_close(p.mean[1:2], named.prior("right").mean)
+    assert not torch.allclose(p.mean[0], p.mean[1])
+    assert plain.prior().log_prob(torch.zeros(5, 20)).shape == (5,)
+    with pytest.raises(ValueError, match="give labels y"):
+        named.prior()
+    with pytest.raises(ValueError, match="not conditional"):
+        plain.prior(3)
+
+
+def test_codes_of_any_batch_are_decoded_and_one_example_is_told_how_to_be_given(folders):
+    for name, y in (("plain", None), ("table", None), ("named", "left"), ("named", ["left", "right", "left"])):
+        model = vae_cli.load(folders[name], device="cpu")
+        z = torch.randn(4, 3, model.latent_dim)
+        p = model.decode(z, y)
+        assert (p.batch_shape, p.event_shape) == ((4, 3), model.vae.shape)
+        torch.testing.assert_close(p.mean[2], model.decode(z[2], y).mean)
+        one = model.decode(z[2, 0], y if y is None else "left")
+        assert one.batch_shape == ()
+        torch.testing.assert_close(one.mean, p.mean[2, 0], rtol=1e-4, atol=1e-5)
+        x, _ = vae_cli.load_data(folders[name], "test")
+        with pytest.raises(ValueError, match=r"\] is allowed; of one example give x\[None\]"):
+            model.encode(x[0], "left")
+
+
+def test_unlabelled_examples_are_scored_under_every_class(folders, tmp_path):
+    model = vae_cli.load(folders["named"], device="cpu")
+    x, y = vae_cli.load_data(folders["named"], "test")
+    torch.manual_seed(0)
+    by_class = model.log_likelihood_by_class(x, samples=64)
+    assert by_class.shape == (len(x), 2)
+    assert (by_class.argmax(1) == y).float().mean() > 0.9
+    torch.manual_seed(0)
+    torch.testing.assert_close(by_class[:, 0], model.log_likelihood(x, "left", samples=64))
+    np.save(tmp_path / "x.npy", x.numpy())
+    for how in ("auto", "max"):
+        path = generate(settings(folders["named"], "anomaly", source=str(tmp_path / "x.npy"), over_classes=how))[0]
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        for row in rows:
+            own, most, mean = (float(row[f"log_likelihood{end}"]) for end in ("", "_max", "_mean"))
+            assert most - np.log(2) - 1e-4 <= mean <= most
+            assert own == (most if how == "max" else mean)
+        assert [float(row["log_likelihood"]) for row in rows] == sorted(float(row["log_likelihood"]) for row in rows)
+        right = [(row["class"] == "right") == bool(y[int(row["index"])]) for row in rows]
+        assert np.mean(right) > 0.9
+    rows = list(csv.DictReader(generate(settings(folders["named"], "anomaly"))[0].read_text().splitlines()))
+    assert set(rows[0]) == {"index", "log_likelihood", "label"}
+    with pytest.raises(UserError, match=r"these examples have no labels; task=anomaly scores them under every class"):
+        generate(settings(folders["named"], "encode", source=str(tmp_path / "x.npy")))
+    with pytest.raises(UserError, match=r"task\.over_classes=max: the run is not conditional on classes"):
+        generate(settings(folders["plain"], "anomaly", over_classes="max"))
+    with pytest.raises(ValueError, match="not conditional on classes"):
+        vae_cli.load(folders["plain"], device="cpu").elbo_by_class(x)

@@ -1,4 +1,6 @@
 import math
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from scipy.stats import kstest
 from torch.distributions import ContinuousBernoulli, Laplace, Normal
 
 from vae_cli import likelihood as L
+from vae_cli.distribution import Rescaled
 
 LEVELS = 17
 MASSES = {
@@ -207,3 +210,48 @@ def test_edge_bins_take_the_tails():
     outputs[0, 0], outputs[1, 0] = -40.0, 40.0  # far below and far above the data
     p = part.double()(outputs, 1)
     assert p.log_prob(torch.tensor([[0.0], [1.0]], dtype=torch.float64)) == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+@pytest.mark.parametrize("name", [name for name in (*MASSES, *DENSITIES) if not name.startswith("logistic")])
+def test_variance_and_entropy_are_sums_or_integrals_and_the_mode_is_the_likeliest(name, spread):
+    part, low, high = DENSITIES[name] if name in DENSITIES else (MASSES[name][0], 0.0, 1.0)
+    if high > 1.0:
+        spread = min(spread, 1.0)  # so that the grid holds the tails
+    p = part.double()(outputs_for(part, 1, spread=spread), 1)
+    x = torch.linspace(low, high, 400_001 if name in DENSITIES else MASSES[name][1], dtype=torch.float64)
+    log_p = p.log_prob(x.view(-1, 1, 1)).detach()
+
+    def total(values):
+        return torch.trapezoid(values, x, dim=0) if name in DENSITIES else values.sum(0)
+
+    mean, square = (total(x.pow(k).unsqueeze(1) * log_p.exp()) for k in (1, 2))
+    torch.testing.assert_close(p.variance[:, 0].detach(), square - mean**2, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(p.stddev, p.variance.sqrt())
+    torch.testing.assert_close(p.entropy().detach(), total(-log_p.exp() * log_p), atol=1e-4, rtol=1e-4)
+    assert (p.log_prob(p.mode) >= log_p.amax(0) - 1e-9).all()
+
+
+def in_closed_form(distribution, name):
+    """What a distribution says of itself: a number, or why there is none."""
+    try:
+        found = getattr(distribution, name)
+        return found() if callable(found) else found
+    except NotImplementedError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_likelihood_has_no_closed_form_for_it_says(name):
+    p = EVERY[name].float().eval()(torch.randn(6, EVERY[name].outputs, 2), 1)
+    rescaled = Rescaled(p, torch.tensor([5.0, 50.0]), torch.tensor([2.0, 0.5]))
+    for each in (p, rescaled):
+        for found in map(partial(in_closed_form, each), ("mean", "mode", "stddev", "entropy")):
+            if isinstance(found, str):
+                assert name.startswith("logistic")
+                assert re.fullmatch(r"\w+ has no \w+ in closed form; an estimate: .+", found)
+            else:
+                assert found.isfinite().all()
+    if not name.startswith("logistic"):
+        torch.testing.assert_close(rescaled.entropy(), p.entropy())  # log 2 + log 0.5 = 0
+        torch.testing.assert_close(rescaled.stddev, p.stddev * torch.tensor([2.0, 0.5]))

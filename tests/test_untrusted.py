@@ -179,7 +179,7 @@ def test_a_picture_that_would_inflate_beyond_reason_is_refused(tmp_path):
     )
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
-        files.images(path=str(tmp_path), size=8, color="grayscale")
+        files.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
 
 
 def valid_npz():

@@ -19,6 +19,12 @@ MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are
 MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew, beside these
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 
+LATER: dict[str, dict[str, Any]] = {
+    "vae_cli.data.files.images": {"resize": "crop", "on_broken": "stop"},
+    "vae_cli.data.shards.shards": {"resize": "crop"},
+    "vae_cli.data.huggingface.huggingface": {"resize": "crop"},
+}  # settings of sources that older runs were stored without, and what these runs did
+
 
 def validate(raw: Mapping[str, Any]) -> Config:
     """Check a composed configuration and return it typed.
@@ -47,7 +53,14 @@ def stored(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: holds no settings of a run")
-    return found
+    return completed(found)
+
+
+def completed(settings: Any) -> Any:
+    """Return the settings of a stored run with those of its data that came later, at what the run did."""
+    data = settings.get("data") if isinstance(settings, dict) else None
+    later = LATER.get(str(data.get("_target_"))) if isinstance(data, dict) else None
+    return {**settings, "data": {**later, **data}} if later else settings
 
 
 def require_run(folder: Path) -> None:

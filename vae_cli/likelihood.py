@@ -18,19 +18,19 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 
 from vae_cli import parallel
+from vae_cli.distribution import Explained
 
 
 PACE = 10.0  # how fast a σ of each element moves: an optimizer's step of 0.001 is one per cent of it
 NEAREST = 16  # edges on either side of a logistic narrower than a level; e^−16 of it is beyond them
 
 
-class Elements(Distribution):
+class Elements(Explained):
     """A distribution over x that is independent from element to element given z.
 
-    Subclasses give `element_log_prob`, `mean` and `sample`; the sum over elements is taken here alone.
+    Subclasses give `element_log_prob`, `mean` and `sample`, and `mode`, `variance` and `element_entropy` where there
+    is a closed form; the sum over elements is taken here alone.
     """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, like: Tensor, event_dims: int):
         """Take the batch and event shape from a tensor [*batch, *event]."""
@@ -43,7 +43,17 @@ class Elements(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) [*batch], nats: the sum over elements."""
-        terms = self.element_log_prob(x)
+        return self._summed(self.element_log_prob(x))
+
+    def element_entropy(self) -> Tensor:
+        """Return the entropy of each element [*batch, *event], nats."""
+        return super().entropy()
+
+    def entropy(self) -> Tensor:
+        """Return the entropy [*batch], nats: the sum over elements."""
+        return self._summed(self.element_entropy())
+
+    def _summed(self, terms: Tensor) -> Tensor:
         return terms.flatten(terms.ndim - len(self.event_shape)).sum(-1)
 
 
@@ -110,6 +120,20 @@ class BernoulliElements(Elements):
         """σ(l)."""
         return self.logits.sigmoid()
 
+    @property
+    def mode(self) -> Tensor:
+        """1 where l > 0, else 0."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """σ(l) σ(−l)."""
+        return self.logits.sigmoid() * (-self.logits).sigmoid()
+
+    def element_entropy(self) -> Tensor:
+        """Return −log p at the mean, which is −E[log p]: log p is linear in x."""
+        return -self.element_log_prob(self.mean)
+
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return x·l − softplus(l)."""
         return x * self.logits - F.softplus(self.logits)
@@ -150,6 +174,17 @@ class ContinuousBernoulliElements(BernoulliElements):
         small, safe = self._safe_logits()
         exact = 1.0 / -torch.expm1(-safe) - 1.0 / safe
         return torch.where(small, 0.5 + self.logits / 12.0 - self.logits**3 / 720.0, exact)
+
+    @property
+    def variance(self) -> Tensor:
+        """1/l² − 1/(4 sinh²(l/2)), near l = 0 its series 1/12 − l²/240 + l⁴/6048."""
+        small, square = (
+            self.logits.abs() < 0.5,
+            self.logits**2,
+        )  # the two terms nearly cancel further out than the mean's
+        safe = torch.where(small, torch.ones_like(self.logits), self.logits)
+        exact = safe**-2 - 0.25 * torch.sinh(safe / 2.0) ** -2
+        return torch.where(small, 1.0 / 12.0 - square / 240.0 + square**2 / 6048.0, exact)
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return x·l − softplus(l) + log C(l); near l = 0, log C = log 2 + l²/12 − 7l⁴/1440."""
@@ -194,6 +229,20 @@ class GaussianElements(Elements):
         return self.loc
 
     @property
+    def mode(self) -> Tensor:
+        """The location."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """σ²."""
+        return self.scale.square()
+
+    def element_entropy(self) -> Tensor:
+        """Return log σ + ½ log 2πe."""
+        return self.scale.log() + 0.5 * math.log(2.0 * math.pi * math.e)
+
+    @property
     def scale(self) -> Tensor:
         """σ of each element."""
         return self.log_scale.exp().expand_as(self.loc)
@@ -216,6 +265,15 @@ class GaussianElements(Elements):
 
 class LaplaceElements(GaussianElements):
     """Laplace(x | loc, e^log_scale)."""
+
+    @property
+    def variance(self) -> Tensor:
+        """2b²."""
+        return 2.0 * self.scale.square()
+
+    def element_entropy(self) -> Tensor:
+        """Return log 2b + 1."""
+        return self.scale.log() + math.log(2.0) + 1.0
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return −|x − loc|/b − log b − log 2."""
@@ -327,6 +385,15 @@ class OptimalScale(GaussianElements):
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return log p of each element under the frozen scale."""
         return self._elements(self.log_scale).element_log_prob(x)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance under the frozen scale."""
+        return self._elements(self.log_scale).variance
+
+    def element_entropy(self) -> Tensor:
+        """Return the entropy of each element under the frozen scale."""
+        return self._elements(self.log_scale).element_entropy()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with the frozen scale."""
@@ -452,8 +519,27 @@ class CategoricalElements(Elements):
     @property
     def mean(self) -> Tensor:
         """Σ_k p_k · k/(L − 1)."""
-        values = torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device)
-        return self.logits.softmax(-1) @ values
+        return self.logits.softmax(-1) @ self._values
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest level."""
+        return self.logits.argmax(-1).to(self.logits.dtype) / (self.logits.shape[-1] - 1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Σ_k p_k (k/(L − 1) − mean)²."""
+        return (self.logits.softmax(-1) * (self._values - self.mean.unsqueeze(-1)).square()).sum(-1)
+
+    def element_entropy(self) -> Tensor:
+        """Return −Σ_k p_k log p_k."""
+        log_p = self.logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+    @property
+    def _values(self) -> Tensor:
+        """What the levels stand for, [L]."""
+        return torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device, dtype=self.logits.dtype)
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return the log-probability of the level that x is."""

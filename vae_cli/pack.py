@@ -107,6 +107,8 @@ def _splits(data: Data) -> Splits:
     from vae_cli.parts import assemble, name_of
 
     splits = carve(assemble("data", data), valid=data.valid or 0, test=data.test, seed=data.seed)
+    for note in splits.notes:
+        print(f"warning: {note}", file=sys.stderr)
     if isinstance(splits.train, Feed):
         raise UserError(f"data={name_of(data)}: a stream has no examples to choose from; data.streaming=false, "
                         "or another source is allowed")  # fmt: skip

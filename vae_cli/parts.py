@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vae_cli import checkpoint
-from vae_cli.config import PATHS, differing, require_run, stays, stored, validate
+from vae_cli.config import PATHS, completed, differing, require_run, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
@@ -200,7 +200,7 @@ def refuse_others(path: Path, state: dict[str, Any], config: Config) -> None:
     Raises:
         UserError: names it.
     """
-    for key, (then, now) in differing(state.get("config", config.plain), config.plain).items():
+    for key, (then, now) in differing(completed(state.get("config", config.plain)), config.plain).items():
         if stays(key):
             raise UserError(f"{path}: of another run, which had {key}={then}; this one has {now}")
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_cli.distribution import GaussianMixture, diagonal, mixture
+from vae_cli.distribution import GaussianMixture, Remembering, diagonal, mixture
 from vae_cli.errors import UserError
 from vae_cli.model.layers import dense
 from vae_cli.posterior import start_as_identity
 
+MEAN_DRAWS = 1000  # that the mean of a flow is estimated from
 MARGIN = 0.02  # how far within the data's range pseudo-inputs start, as a fraction of it
 
 
@@ -135,7 +136,7 @@ class Flow(nn.Module):
 
     def forward(self, c: Tensor | None = None) -> Distribution:
         """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
-        return self.flow()
+        return Remembering(self.flow(), draws=MEAN_DRAWS)
 
 
 class Conditional(nn.Module):

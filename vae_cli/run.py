@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,6 +31,7 @@ from vae_cli.vae import VAE
 
 FEW = 20  # effective samples below which log p(x) is called a bound
 EARLY = 0.1  # the share of a run before which trainer.prune says nothing
+FEW_STEPS, LARGE = 1000, 28 * 28  # steps that teach little of examples with so many elements
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
 
 
@@ -268,6 +270,11 @@ def _introduce(
     )
     for line in metrics.caveats(dataset, vae.likelihood):
         reporter.warn(line)
+    if config.trainer.steps is None and trainer.total < FEW_STEPS and math.prod(spec.shape) >= LARGE:
+        reporter.line(
+            f"{trainer.total} steps are few for examples of {list(spec.shape)}: trainer.steps=5000 (or more "
+            "trainer.epochs, or a smaller trainer.batch_size) trains longer"
+        )
     if trainer.step >= trainer.total:
         reporter.line(f"nothing left to train: {trainer.step} steps done, {trainer.total} asked for (trainer.epochs)")
     epochs = trainer.total / trainer.steps_per_epoch

@@ -50,6 +50,8 @@ ExistingPath = Annotated[str, AfterValidator(_exists)]
 Betas = Annotated[list[Momentum], Field(min_length=2, max_length=2)]
 Frame = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 Color = Literal["rgb", "grayscale"]
+Resize = Literal["crop", "pad", "stretch"]
+OnBroken = Literal["stop", "skip"]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
 Scale = Literal["per_pixel", "per_element", "shared", "optimal"] | Positive
 
@@ -148,7 +150,9 @@ class Images(Data):
 
     path: ExistingPath
     size: Frame
+    resize: Resize
     color: Color
+    on_broken: OnBroken
     test: Amount
 
 
@@ -162,10 +166,11 @@ class Shards(Data):
     valid: None
     test: None = Field(None, exclude=True)
     size: Frame | None
+    resize: Resize
     color: Color | None
     readers: Count
     buffer: Count
-    on_broken: Literal["stop", "skip"]
+    on_broken: OnBroken
 
 
 class HuggingFace(Data):
@@ -180,6 +185,7 @@ class HuggingFace(Data):
     image: str | None
     label: str | None
     size: Frame | None
+    resize: Resize
     color: Color | None
     streaming: bool
     examples: Count | None

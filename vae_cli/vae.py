@@ -174,7 +174,7 @@ class VAE(nn.Module):
         if c is not None and len(batch) > 1:
             c = c.expand(*batch, -1).flatten(0, -2)
         with autocast(self.model, z):
-            outputs = self.model.decode(z.flatten(0, -2), c).to(z.dtype)
+            outputs = self.model.decode(z.reshape(-1, z.shape[-1]), c).to(z.dtype)
         return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape))
 
 

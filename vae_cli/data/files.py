@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.data.cache import cached, stamp
+from vae_cli.data.cache import cached, remembered, stamp
 from vae_cli.data.examples import Examples, Splits
 from vae_cli.data.mapped import CHUNK, SMALL, Mapped
 from vae_cli.errors import UserError, first_line
@@ -27,6 +28,9 @@ MANY = 20  # classes that labels may be without a question
 PER_CLASS = 5  # labels of a class, on average, below which whole numbers are hardly classes
 MODES = {"rgb": "RGB", "grayscale": "L"}  # what PIL calls colours
 GREY = ("1", "L", "I;16")  # how PIL calls pictures without colours
+OTHERS = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".exr", ".hdr", ".dcm", ".raw", ".dng",
+          ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}  # pictures that are not read  # fmt: skip
+SHOWN = 5  # files that a line names
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -281,7 +285,17 @@ def named(given: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     )
 
 
-def images(*, path: str, size: int | list[int], color: str) -> Splits:
+class Unreadable(UserError):
+    """Files cannot be read as images; `reasons` has each by its name."""
+
+    def __init__(self, reasons: dict[str, str]):
+        (file, reason), *others = sorted(reasons.items())
+        more = f", and {len(others)} others" if others else ""
+        super().__init__(f"data.path: {file} cannot be read as an image ({reason}){more}")
+        self.reasons = reasons
+
+
+def images(*, path: str, size: int | list[int], color: str, resize: str, on_broken: str) -> Splits:
     """Return the pictures of a folder: [N, C, H, W] bytes; its subfolders, where there are any, are the classes."""
     root = Path(path)
     if not root.is_dir():
@@ -294,14 +308,56 @@ def images(*, path: str, size: int | list[int], color: str) -> Splits:
             f"data.path={path}: {len(beside)} images stand beside the class folders {names}; "
             "images in class folders alone, or in none, are allowed"
         )
-    files = [file for folder in folders for file in _pictures(folder)] or _pictures(root)
+    classes = {file: k for k, folder in enumerate(folders) for file in _pictures(folder)}
+    files, notes = list(classes) or _pictures(root), not_read(root)
     if not files:
-        raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))})")
-    x = decode(files, frame(size), MODES[color])
+        hint = f"; {notes[0]}" if notes else ""
+        raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))}){hint}")
+    framed = partial(decode, size=frame(size), mode=MODES[color], resize=resize)
+    if on_broken == "skip":
+        files, broken = _readable(files, framed)
+        notes += broken
+    try:
+        x = framed(files)
+    except Unreadable as error:
+        raise UserError(f"{error}; data.on_broken=skip goes on without it") from None
     if not folders:
-        return Splits(Examples(x), levels=256)
-    y = torch.cat([torch.full((len(_pictures(folder)),), k) for k, folder in enumerate(folders)])
-    return Splits(Examples(x, y), levels=256, names=tuple(folder.name for folder in folders))
+        return Splits(Examples(x), levels=256, notes=tuple(notes))
+    y = torch.tensor([classes[file] for file in files])
+    return Splits(Examples(x, y), levels=256, names=tuple(folder.name for folder in folders), notes=tuple(notes))
+
+
+def not_read(root: Path) -> list[str]:
+    """Say which pictures in a folder are of kinds that are not read, if any."""
+    found = sorted(file for file in root.rglob("*") if file.suffix.lower() in OTHERS and file.is_file())
+    if not found:
+        return []
+    kinds = ", ".join(sorted({file.suffix.lower() for file in found}))
+    return [f"{len(found)} pictures ({kinds}) are skipped: convert them to .png or .jpg to use them"]
+
+
+def _readable(files: Sequence[Path], framed: Callable[..., Any]) -> tuple[list[Path], list[str]]:
+    """Leave out the files that cannot be read, and say which; they are sought once and remembered in the cache.
+
+    Raises:
+        UserError: none can be read.
+    """
+
+    def find() -> dict[str, Any]:
+        try:
+            framed(files)
+        except Unreadable as error:
+            return error.reasons
+        return {}
+
+    broken = remembered(("broken", *map(stamp, files)), find)
+    kept = [file for file in files if str(file) not in broken]
+    if not kept:
+        raise Unreadable(broken)
+    shown = ", ".join(f"{file} ({reason})" for file, reason in sorted(broken.items())[:SHOWN])
+    more = f" and {len(broken) - SHOWN} others" if len(broken) > SHOWN else ""
+    line = f"{len(broken)} of {len(files)} pictures cannot be read and are skipped: {shown}{more}"
+    return kept, [line] if broken else []
 
 
 def frame(size: int | list[int]) -> tuple[int, int]:
@@ -318,20 +374,32 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
-def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor | Mapped:
-    """Return pictures [N, C, H, W] bytes, cut and scaled to the frame; many are decoded once and then cached."""
+def decode(
+    files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None, resize: str = "crop"
+) -> Tensor | Mapped:
+    """Return pictures [N, C, H, W] bytes, framed as `picture` does; many are decoded once and then cached.
+
+    Raises:
+        Unreadable: some cannot be read; it has all of them.
+    """
     shape = (len(files), len(mode), *size)
 
     def fill(x: Tensor) -> None:
         """Decode in parallel threads."""
+        broken: dict[str, str] = {}
 
         def work(i: int) -> None:
-            x[i] = _decode_one(files[i], size, mode, crop)
+            try:
+                x[i] = _decode_one(files[i], size, mode, crop, resize)
+            except Unreadable as error:
+                broken.update(error.reasons)
 
         in_threads(work, range(len(files)))
+        if broken:
+            raise Unreadable(broken)
 
     if len(files) > FEW:
-        return cached((*map(stamp, files), size, mode, crop), shape, fill)
+        return cached((*map(stamp, files), size, mode, crop, resize), shape, fill)
     x = torch.empty(shape, dtype=torch.uint8)
     fill(x)
     return x
@@ -355,21 +423,28 @@ def _eight_bits(picture: Any) -> Any:
     return picture
 
 
-def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
+def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None, resize: str) -> Tensor:
     try:
-        return picture(file, size, mode, crop)
+        return picture(file, size, mode, crop, resize)
     except Exception as error:
-        raise UserError(f"data.path: {file} cannot be read as an image ({first_line(error)})") from None
+        raise Unreadable({str(file): first_line(error)}) from None
 
 
-def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str, crop: int | None = None) -> Tensor:
-    """Return a picture [C, H, W] bytes, cut and scaled to a frame (None: as it is); whatever PIL raises goes through.
+def picture(
+    file: Path | BinaryIO | Any,
+    size: tuple[int, int] | None,
+    mode: str,
+    crop: int | None = None,
+    resize: str = "crop",
+) -> Tensor:
+    """Return a picture [C, H, W] bytes at the size of a frame (None: as it is); whatever PIL raises goes through.
 
     Args:
         file: to read, or an opened picture of PIL's.
         size: height and width of the frame.
         mode: RGB or L.
         crop: pixels a side that are cut from the centre before.
+        resize: how it fills the frame: crop (cut at the centre), pad (black borders) or stretch (distorted).
     """
     from PIL import Image, ImageOps
 
@@ -379,5 +454,24 @@ def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str
         left, top = (found.width - crop) // 2, (found.height - crop) // 2
         found = found.crop((left, top, left + crop, top + crop))
     if size is not None and size != (found.height, found.width):
-        found = ImageOps.fit(found, (size[1], size[0]), Image.Resampling.BILINEAR)
+        found = _resized(found, (size[1], size[0]), resize)
     return torch.from_numpy(np.array(found)).view(found.height, found.width, len(mode)).permute(2, 0, 1)
+
+
+def _resized(found: Any, size: tuple[int, int], resize: str) -> Any:
+    """Return a picture of PIL's at a width and height: crop cuts what stands over, pad adds black, stretch distorts."""
+    from PIL import Image, ImageOps
+
+    if resize == "stretch":
+        return found.resize(size, Image.Resampling.BILINEAR)
+    return {"crop": ImageOps.fit, "pad": ImageOps.pad}[resize](found, size, Image.Resampling.BILINEAR)
+
+
+def refuse_resize_alone(size: object, resize: str) -> None:
+    """Refuse to say how pictures fill a frame where there is none.
+
+    Raises:
+        UserError: that is so.
+    """
+    if size is None and resize != "crop":
+        raise UserError(f"data.resize={resize}: has no effect with data.size=null; a size is needed")

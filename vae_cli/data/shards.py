@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import remembered, stamp
 from vae_cli.data.examples import Examples, Feed, Splits, gathered
-from vae_cli.data.files import GREY, SUFFIXES, frame, is_whole, levels_of, picture
+from vae_cli.data.files import GREY, SUFFIXES, frame, is_whole, levels_of, picture, refuse_resize_alone
 from vae_cli.data.index import NAME, Index, Shard, read_index
 from vae_cli.data.mapped import std_mean
 from vae_cli.errors import UserError
@@ -41,6 +41,7 @@ def shards(
     test_path: str | None,
     index: str | None,
     size: int | list[int] | None,
+    resize: str,
     color: str | None,
     readers: int,
     buffer: int,
@@ -53,7 +54,8 @@ def shards(
     """
     if find_spec("webdataset") is None:
         raise UserError("data=shards: needs webdataset; pip install 'vae-cli[shards]'")
-    reader = Reader(None if size is None else frame(size), color, skip=on_broken == "skip")
+    refuse_resize_alone(size, resize)
+    reader = Reader(None if size is None else frame(size), resize, color, skip=on_broken == "skip")
     found, about = _find({"train": path, "valid": valid_path, "test": test_path}, index, reader)
     for url in [url for urls in found.values() for url in urls if not url.startswith(COMMAND)]:
         if not Path(url).is_file():
@@ -134,11 +136,13 @@ class Reader:
 
     Args:
         size: height and width that pictures are cut and scaled to; None for as they are.
+        resize: how they fill the size: crop, pad or stretch.
         color: rgb or grayscale; None for as they are.
         skip: tell of what is broken and go on without it, in place of stopping.
     """
 
     size: tuple[int, int] | None
+    resize: str
     color: str | None
     skip: bool
     told: set[str] = dataclasses.field(default_factory=set)
@@ -187,7 +191,7 @@ class Reader:
 
         opened = Image.open(io.BytesIO(sample[found]))
         grey = opened.mode in GREY if self.color is None else self.color == "grayscale"
-        return picture(opened, self.size, "L" if grey else "RGB")
+        return picture(opened, self.size, "L" if grey else "RGB", resize=self.resize)
 
     def framed(self, shape: list[int]) -> list[int]:
         """Return the shape that examples of a shape have once they are cut and scaled."""

@@ -100,7 +100,9 @@ def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
 
     arguments = settings.task.arguments
     if "examples" in inspect.signature(task).parameters:
-        arguments["examples"] = examples_of(model, arguments.pop("split"), arguments.pop("source"))
+        arguments["examples"] = examples = examples_of(model, arguments.pop("split"), arguments.pop("source"))
+        if "over_classes" not in arguments:
+            examples.need_labels()
     return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.api import SLACK, Trained
+from vae_cli.api import SLACK, Trained, class_number
 from vae_cli.data import files
 from vae_cli.data.mapped import SMALL
 from vae_cli.errors import UserError, first_line
@@ -26,8 +27,16 @@ class Examples:
 
     def __init__(self, model: Trained, x: Tensor, y: Tensor | None):
         self.model, self.x, self.y = model, x, y
-        if model.conditional and y is None:
-            raise UserError("task.source: the run is conditional and these examples have no labels")
+
+    def need_labels(self) -> None:
+        """Raise where a conditional run is given examples without labels.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.model.conditional and self.y is None:
+            hint = "; task=anomaly scores them under every class" if self.model.spec.classes else ""
+            raise UserError(f"task.source: the run is conditional and these examples have no labels{hint}")
 
     def __len__(self) -> int:
         return len(self.x)
@@ -125,12 +134,12 @@ def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, 
     own = model.spec.names
     if y is None or names is None or own is None:
         return y
-    if unknown := [name for name in names if name not in own]:
+    try:
+        return torch.tensor([class_number(own, name, given) for name in names])[y]
+    except ValueError as error:
         if model.conditional:
-            shown = ", ".join(own[:12]) + (", …" if len(own) > 12 else "")
-            raise UserError(f"{given}: the run knows no class {unknown[0]}; {shown} are allowed")
+            raise UserError(str(error)) from None
         return y
-    return torch.tensor([own.index(name) for name in names])[y]
 
 
 @contextmanager
@@ -149,9 +158,12 @@ def _pictures(model: Trained, path: Path) -> Tensor:
     chosen = sorted(f for f in path.rglob("*") if f.suffix.lower() in files.SUFFIXES) if path.is_dir() else [path]
     if not chosen:
         raise UserError(f"task.source={path}: no pictures in it")
+    for note in files.not_read(path):
+        print(f"warning: {note}", file=sys.stderr)
     colour = len(shape) == 3 and shape[0] == 3
     with _told_of("task.source"):
-        decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L")
+        resize = getattr(model.config.data, "resize", "crop")
+        decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L", resize=resize)
     x = decoded.to(torch.device("cpu")).float() / BYTE
     return _binary(model, x.view(len(x), *shape))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.api import Trained
+from vae_cli.api import Trained, class_number
 from vae_cli.errors import UserError
 from vae_cli.generate import latent, samplers
 from vae_cli.generate.sources import Examples, read_codes, read_mask
@@ -105,7 +106,7 @@ def traverse(
     ]
 
 
-def manifold(model: Trained, folder: Path, *, n: int, condition: int | list[float] | None) -> list[Path]:
+def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | list[float] | None) -> list[Path]:
     """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
     if model.latent_dim != 2:
         raise UserError(
@@ -113,8 +114,11 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | list[floa
         )
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
     z = torch.stack(torch.meshgrid(-quantiles, quantiles, indexing="ij")[::-1], dim=-1)
-    if model.conditional and condition is None:
-        raise UserError("task.condition=null: the run is conditional; one class, or one list of attributes, is needed")
+    if model.conditional and condition in ("all", None):
+        given = "null" if condition is None else condition
+        raise UserError(
+            f"task.condition={given}: the run is conditional; one class, or one list of attributes, is needed"
+        )
     y, _ = _conditions(model, condition, n)
     made = [model.decode(row, y).mean for row in z]
     title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
@@ -186,22 +190,54 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
     ]
 
 
-def anomaly(model: Trained, folder: Path, *, examples: Examples, score: str, samples: int, n: int) -> list[Path]:
-    """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n."""
-    score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
-    scores = torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
+def anomaly(
+    model: Trained, folder: Path, *, examples: Examples, score: str, over_classes: str, samples: int, n: int
+) -> list[Path]:
+    """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n.
+
+    Where the score is over all classes, its largest over them, the logarithm of its mean and the class that it is
+    largest under stand beside it.
+    """
+    if over_classes == "auto":
+        over_classes = "mean" if model.conditional and model.spec.classes and examples.y is None else "none"
+    if over_classes == "none":
+        examples.need_labels()
+        scores, columns = _scores(model, examples, score, samples), {}
+    else:
+        scores, columns = _scores_over_classes(model, examples, score, samples, over_classes)
+    if examples.y is not None:
+        columns["label"] = examples.y.tolist()
     order = scores.argsort()
     path = folder / "scores.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", score, *(["label"] if examples.y is not None else [])])
+        writer.writerow(["index", score, *columns])
         for i in order.tolist():
-            label = [] if examples.y is None else [examples.y[i].tolist()]
-            writer.writerow([i, f"{scores[i].item():.6g}", *label])
+            writer.writerow([i, f"{scores[i].item():.6g}", *(column[i] for column in columns.values())])
     worst, best = (examples.at(part.tolist())[0] for part in (order[:n], order[-n:].flip(0)))
     rows = [*worst.split(COLUMNS), *best.split(COLUMNS)]
     names = ["least likely"] * len(worst.split(COLUMNS)) + ["most likely"] * len(best.split(COLUMNS))
     return [path, drawing.grid(model.spec, rows, folder / "extremes.png", f"examples by {score}", names)]
+
+
+def _scores(model: Trained, examples: Examples, score: str, samples: int) -> Tensor:
+    """Return the score of each example [N], nats, under its label where the run is conditional."""
+    score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
+    return torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
+
+
+def _scores_over_classes(
+    model: Trained, examples: Examples, score: str, samples: int, over_classes: str
+) -> tuple[Tensor, dict[str, list[Any]]]:
+    """Return a score of each example over all classes [N], nats, and the columns that stand beside it."""
+    if not model.conditional or model.spec.names is None:
+        raise UserError(f"task.over_classes={over_classes}: the run is not conditional on classes; auto is allowed")
+    score_of = model.log_likelihood_by_class if score == "log_likelihood" else model.elbo_by_class
+    by_class = torch.cat([score_of(x, samples=samples).cpu() for x, _ in examples.batches(MANY)])
+    found = {"max": by_class.amax(-1), "mean": by_class.logsumexp(-1) - math.log(by_class.shape[-1])}
+    columns: dict[str, list[Any]] = {f"{score}_{how}": [f"{s:.6g}" for s in each] for how, each in found.items()}
+    columns["class"] = [model.spec.names[k] for k in by_class.argmax(-1).tolist()]
+    return found[over_classes], columns
 
 
 def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]:
@@ -218,9 +254,20 @@ def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]
         return torch.tensor(condition).expand(n, -1), []
     if condition in ("all", None):
         return torch.arange(classes).repeat_interleave(n), list(model.spec.names or ())
+    return torch.full((n,), _class(model, condition)), []
+
+
+def _class(model: Trained, condition: Any) -> int:
+    """Return the number of the class that a setting chooses, by number or name."""
+    given, classes = f"task.condition={condition}", model.spec.classes or 0
+    if isinstance(condition, str):
+        try:
+            return class_number(model.spec.names or (), condition, given)
+        except ValueError as error:
+            raise UserError(f"{error}, or all") from None
     if not isinstance(condition, int) or not 0 <= condition < classes:
-        raise UserError(f"task.condition={condition}: a class from 0 to {classes - 1}, or all, is allowed")
-    return torch.full((n,), condition), []
+        raise UserError(f"{given}: a class from 0 to {classes - 1}, its name, or all, is allowed")
+    return condition
 
 
 def _halves(ends: tuple[Tensor, Tensor] | None, steps: int) -> Tensor | None:

@@ -37,10 +37,10 @@ def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
             "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
         )
-    if dataset.kind == "bernoulli" and len(spec.shape) == 3 and spec.shape[0] == 3:
+    if dataset.binarized and len(spec.shape) == 3 and spec.shape[0] == 3:
         found.append(
-            "colour pictures are binarised channel by channel for likelihood=bernoulli; "
-            "likelihood=discretized_logistic or gaussian models their colours"
+            "likelihood=bernoulli does not fit colour pictures, which are binarised channel by channel for it: take "
+            "likelihood=discretized_logistic, which models their grey levels (gaussian and laplace model densities)"
         )
     if spec.levels is not None and not getattr(likelihood, "discrete", False):
         found.append(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from vae_cli.distribution import Gaussian, kl_by_dimension
+from vae_cli.distribution import Explained, Gaussian, kl_by_dimension
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
 from vae_cli.model.layers import Readout, dense, picture_shape
@@ -138,7 +138,7 @@ class HierarchicalPrior(nn.Module):
         return TopDown(self.top(c), self._model[0], [None] * len(self._model[0].down))
 
 
-class TopDown(Distribution):
+class TopDown(Explained):
     """A Gaussian for each layer given the one above: p where there are no statistics, q where there are.
 
     Args:
@@ -147,7 +147,6 @@ class TopDown(Distribution):
         statistics: of the layers below the top, from the top down: N(μ̂, σ̂²) [B, D_l], or None.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
 
     def __init__(self, top: Distribution, model: Ladder, statistics: Sequence[Normal | None]):
