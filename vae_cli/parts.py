@@ -23,7 +23,8 @@ from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
 Places = str | Mapping[str, str] | None
-SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std", "center", "spread",
+SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std", "center",
+        "spread",
         "train examples", "valid examples", "test examples")  # fmt: skip
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
