@@ -19,7 +19,17 @@ from vae_cli.output import number, writable
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
 SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
-SAME = ("_target_", "seed", "binarize", "dequantize", "standardize", "test", "path", "root")  # of data, to be compared
+SAME = (
+    "_target_",
+    "seed",
+    "binarize",
+    "dequantize",
+    "standardize",
+    "test",
+    "limit",
+    "path",
+    "root",
+)  # of data, to be compared
 SEED = "seed"
 LESS_IS_BETTER = ("bits_per_dim", "posterior_gap", "marginal_kl", "frechet_distance", "fid", "gap")
 

@@ -1,4 +1,4 @@
-"""Standard output, which may go away or be full before a run ends, and text and numbers as any file can hold them. No torch."""
+"""Standard output, which may go away or fill up, and text and numbers as any file can hold them. No torch."""
 
 from __future__ import annotations
 

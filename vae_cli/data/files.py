@@ -29,6 +29,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def arrays(*, path: str, labels: str | None = None) -> Splits:
     """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
+    An .npz may name the columns of a table: `features`.
+
     A large .npy is read in place, a batch at a time. Bytes stay bytes (256 levels, or 2 where no value exceeds 1);
     other integers 0 … 255 become as many levels as their largest value needs; anything else becomes float32. Channels
     may come last. Labels are classes (integers) or attribute vectors (two dimensions).
@@ -41,7 +43,26 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
     x = channels_first(f"data.path={path}", x, y)
     examples, levels = (_in_place if isinstance(x, np.memmap) else _levels)(path, x)
     found, names = (None, None) if y is None else named(f"data.path={path}", y)
-    return Splits(Examples(examples, found), levels=levels, names=names)
+    features = _feature_names(Path(path), x.shape[1:])
+    return Splits(Examples(examples, found), levels=levels, names=names, features=features)
+
+
+def _feature_names(path: Path, shape: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Return the names of the columns of a table, where an .npz holds them as `features`.
+
+    Raises:
+        UserError: they are no names, or not one for each column.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        if "features" not in archive.files:
+            return None
+        found = archive["features"]
+    if found.dtype.kind not in "US" or found.shape != shape:
+        given = f"`features` of shape {_shown(found.shape)} and type {found.dtype}"
+        raise UserError(f"data.path={path}: {given}; one name for each of the columns {_shown(shape)} is allowed")
+    return tuple(map(str, found.astype(str)))
 
 
 def read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
