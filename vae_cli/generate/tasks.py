@@ -235,7 +235,7 @@ def _called(examples: Examples, index: int) -> str:
     names, y = examples.model.spec.names, examples.y
     if names is None or y is None or y.ndim != 1 or (examples.own and not examples.model.conditional):
         return f"example {index}"
-    return f"example {index} ({names[int(y[index])]})"
+    return f"example {index} (class {names[int(y[index])]})"
 
 
 def _refuse_conditional(model: Trained, what: str) -> None:

@@ -28,7 +28,7 @@ TITLES = {
     "kl": "KL(q ‖ p) (nats)",
     "kl_weight": "KL weight",
 }
-BLUE, ORANGE = "#3584c8", "#d97b1e"  # legible on light and on dark pages alike
+BLUE, ORANGE = "#2f7fc1", "#d1741a"  # of PNG files; a page has its own two, for light and for dark
 NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
 LISTED = 20  # classes that a legend lists at most
 LONGEST = 24  # letters of a class name beside a picture or in a legend
@@ -69,7 +69,9 @@ def svg(figure: Figure, name: str) -> str:
     found = text.getvalue()
     found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
     found = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", found)
-    return found.replace(INK, "currentColor")
+    for drawn, shown in ((INK, "currentColor"), (BLUE, "var(--blue)"), (ORANGE, "var(--orange)")):
+        found = found.replace(drawn, shown)
+    return found
 
 
 def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = ()) -> None:
@@ -132,14 +134,26 @@ def against(real: Tensor, made: Tensor, spec: Spec, title: str, *, most: int = 4
 def _scale(spec: Spec) -> tuple[float, float, str, str]:
     """Return the range of the colours of values, their map, and what values are measured in."""
     if spec.mean is not None:
-        return -3.0, 3.0, "RdBu_r", "standard deviations from the mean"
+        return -3.0, 3.0, "RdBu_r", "standard deviations"
     return spec.low, spec.high, "viridis", "value"
+
+
+def _own_scales(spec: Spec) -> list[str]:
+    """Return a second line for the name of each element: what its values were before they were standardised."""
+    if spec.mean is None or spec.std is None:
+        return [""] * spec.size
+    return [f"\n{_rounded(mean)} ± {_rounded(std)}" for mean, std in zip(spec.mean, spec.std, strict=True)]
+
+
+def _rounded(value: float) -> str:
+    """Return a number to three digits, 25,400 rather than 2.54e+04."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def _name_elements(axes: Any, spec: Spec, width: float) -> None:
     """Name the elements of an example on the horizontal axis where there is room for it; else number them."""
     if spec.features and spec.size <= 6 * width:
-        names = [_literal(name, 16) for name in spec.features]
+        names = [_literal(name, 16) + scale for name, scale in zip(spec.features, _own_scales(spec), strict=True)]
         axes.set_xticks(range(spec.size), names, rotation=45 if spec.size > width else 0, fontsize=8)
         for label in axes.get_xticklabels() if spec.size > width else ():
             label.set_horizontalalignment("right")

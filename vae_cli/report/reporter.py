@@ -156,7 +156,8 @@ class Reporter:
         self._draw(pictures.samples(vae, data), folder / "samples.png", title)
         if self.conditional:
             x, rows = pictures.class_samples(vae, data, self.spec)
-            title = f"means of p(x|z,c) for draws of z from the prior, one row {self._each(len(rows))}"
+            kind = "row" if pictures.is_picture(self.spec.shape) else "block"
+            title = f"means of p(x|z,c) for draws of z from the prior, one {kind} {self._each(len(rows))}"
             self._draw(x, folder / "class_samples.png", title, rows)
 
     def _draw(self, x: Tensor, path: Path, title: str, rows: Sequence[str] = ()) -> None:
