@@ -407,6 +407,24 @@ def test_a_limit_is_no_biased_sample_of_a_sorted_source(tmp_path):
     assert torch.bincount(dataset(*limited).train.y, minlength=10).min() > 5
 
 
+def test_a_limit_holds_for_every_split_and_limit_train_for_training_alone(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.random.rand(1000, 3))
+    own = ["data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian"]
+    whole = dataset(*own).sizes
+    assert dataset(*own, "data.limit=50").sizes == dict.fromkeys(whole, 50)
+    assert dataset(*own, "data.limit_train=50").sizes == whole | {"train": 50}
+    assert dataset(*own, "data.limit=50", "data.limit_train=20").sizes == {"train": 20, "valid": 50, "test": 50}
+
+
+def test_columns_may_have_names(tmp_path):
+    own = ["data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian"]
+    np.savez(tmp_path / "x.npz", x=np.random.randn(40, 3) * 9, features=["a", "b", "c"])
+    assert dataset(*own).spec.features == ("a", "b", "c")
+    np.savez(tmp_path / "x.npz", x=np.random.randn(40, 3) * 9, features=["a", "b"])
+    with pytest.raises(UserError, match=r"`features` of shape \[2\].*one name for each of the columns \[3\]"):
+        dataset(*own)
+
+
 def test_a_broken_picture_is_named(pictures):
     (pictures / "dogs" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):

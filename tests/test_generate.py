@@ -203,6 +203,34 @@ def test_anomalies_come_first(folders, tmp_path):
     assert roc_auc_score(odd, [-s for s in scores]) > 0.95
 
 
+def test_extremes_of_few_examples_show_none_twice(folders, tmp_path, monkeypatch):
+    x, _ = vae_cli.load_data(folders["plain"], "train")
+    np.save(tmp_path / "few.npy", x[:31].numpy())
+    shown = []
+    monkeypatch.setattr(tasks.drawing, "grid", lambda spec, rows, path, *_: shown.append(torch.cat(rows)) or path)
+    generate(settings(folders["plain"], "anomaly", source=str(tmp_path / "few.npy"), score="elbo", samples=1, n=32))
+    assert len(shown[0]) == 31
+    assert len(shown[0].unique(dim=0)) == len(x[:31].unique(dim=0))
+
+
+def test_a_conditional_interpolation_does_not_jump_and_names_its_ends(folders, monkeypatch):
+    titles = []
+    monkeypatch.setattr(tasks.drawing, "grid", lambda spec, rows, path, title, names: titles.append(names) or path)
+    _, y = vae_cli.load_data(folders["labels"], "test")
+    ends = [0, int((y != y[0]).nonzero()[0])]
+    way = generate(settings(folders["labels"], "interpolate", indices=ends, steps=21, kind="linear"))[2]
+    moved = np.abs(np.diff(np.load(way)["x"][0], axis=0)).mean((1, 2))
+    assert moved.max() < 4.0 * np.median(moved)
+    assert titles == [[f"example 0 (class {y[0]}) →\nexample {ends[1]} (class {y[ends[1]]})"]]
+
+
+def test_what_a_split_shows_is_a_mix_of_classes(folders):
+    x, y = vae_cli.load_data(folders["labels"], "test")
+    found = made(folders["labels"], "reconstruct", n=10)
+    assert sorted(y[found["index"]].tolist()) == list(range(10))
+    np.testing.assert_array_equal(found["x"], x[found["index"]])
+
+
 def test_nothing_is_overwritten(folders, tmp_path):
     first, second = (generate(settings(folders["plain"], "reconstruct"))[0].parent for _ in range(2))
     assert first != second

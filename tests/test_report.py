@@ -164,7 +164,7 @@ def test_any_run_has_a_page(tmp_path, extra):
     train(tmp_path, *TINY, *extra, drawn=True)
     text = (tmp_path / "report.html").read_text()
     html5lib.HTMLParser(strict=True).parse(text)
-    assert text.count("<svg") == 6
+    assert text.count("<svg") == (9 if "data.shape=[7]" in extra else 6)  # a table's examples are drawn as well
 
 
 def test_two_dimensions_of_codes_are_those_of_largest_variance():
@@ -175,6 +175,111 @@ def test_two_dimensions_of_codes_are_those_of_largest_variance():
     share = z[:, 1].var() / z.var(0).sum()
     assert f"({share:.0%} of" in names[0]
     assert torch.equal(pictures.plane(z[:, :2])[0], z[:, :2])
+
+
+def test_ten_thousand_classes_are_one_drawing():
+    """Each call of matplotlib's scatter costs 12 ms, which 10,000 classes made two minutes of."""
+    from vae_cli.report import figures
+
+    labels = torch.randint(10_000, (2000,))
+    axes = figures.scatter(torch.randn(2000, 2), labels, [str(k) for k in range(10_000)], ("a", "b")).axes[0]
+    assert len(axes.collections) == 1
+    assert len(np.unique(axes.collections[0].get_facecolors(), axis=0)) > 100
+    assert axes.get_legend() is None
+    few = figures.scatter(torch.randn(9, 2), torch.arange(9) % 3, ["a", "b", "c"], ("a", "b")).axes[0]
+    assert [text.get_text() for text in few.get_legend().get_texts()] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_grid_rules_its_pictures_off_and_keeps_them_small(value):
+    spec = Spec((256, 192), 256, 0.0, 1.0)
+    drawn = pictures.grid(torch.full((2, 3, 256, 192), value), spec)
+    assert drawn.shape == (2 * 128 + pictures.GAP, 3 * 96 + 2 * pictures.GAP, 3)
+    between, tile = drawn[128, 0].float(), drawn[0, 0].float()
+    assert (between - tile).abs().max() > 50  # a grey tile has a visible border as well
+    assert pictures.grid(torch.rand(1, 1, 8, 8), Spec((8, 8), 256, 0.0, 1.0)).shape == (56, 56, 3)
+
+
+def test_what_is_shown_of_sorted_examples_is_a_mix():
+    y = torch.arange(10).repeat_interleave(50)
+    assert sorted(y[pictures.spread(500, y, 16)].bincount().tolist()) == [1] * 4 + [2] * 6
+    assert pictures.spread(500, None, 5).tolist() == [0, 125, 250, 374, 499]
+    assert sorted(pictures.spread(4, torch.tensor([2, 2, 0, 2]), 9).tolist()) == [0, 1, 2, 3]
+    rare = torch.tensor([0] * 98 + [1, 2])
+    assert set(rare[pictures.spread(100, rare, 3)].tolist()) == {0, 1, 2}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A finished run on a table whose columns have names, and its folder."""
+    folder, rng = tmp_path_factory.mktemp("table"), np.random.default_rng(0)
+    x = rng.normal(size=(200, 3)) * [15, 0.2, 9000] + [50, 1.7, 25000]
+    np.savez(folder / "x.npz", x=x.astype("float32"), features=["age", "height", "$income"])
+    own = ["data=arrays", f"data.path={folder}/x.npz", "likelihood=gaussian", "model.latent_dim=2", "trainer.steps=9"]
+    train(folder / "run", *own, drawn=True)
+    return folder / "run"
+
+
+def test_a_tables_figures_name_its_features_and_their_scales(table):
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", (table / "report.html").read_text())
+    for name, scale in (
+        ("age", r"(4|5)\d\.?\d? ± 1\d"),
+        ("height", r"1\.\d+ ± 0\.\d+"),
+        ("$income", r"2\d,\d00 ± \d,\d00"),
+    ):
+        assert shown.count(name) == 3  # against the data, samples, traversals
+        assert any(re.fullmatch(scale, each) for each in shown), scale
+    assert {"data", "reconstruction", "standard deviations"} <= set(shown)
+    for name in ("reconstructions", "samples"):
+        with Image.open(table / "figures" / f"{name}.png") as drawn:
+            assert np.asarray(drawn.convert("HSV"))[..., 1].max() > 100  # no grey noise
+
+
+def test_the_test_set_stands_in_the_first_column_of_the_page(table):
+    head = re.search(r"<thead>.*?</thead>", (table / "report.html").read_text(), re.DOTALL)
+    assert head is not None
+    assert re.findall(r'"col">([^<]*)<', head[0])[1:] == ["test", "valid", "train"]
+
+
+def test_curves_have_colours_of_their_own_on_dark_pages(table):
+    text = (table / "report.html").read_text()
+    assert len(set(re.findall(r"--blue: (#\w+)", text))) == len(set(re.findall(r"--orange: (#\w+)", text))) == 2
+    assert "stroke: var(--blue)" in text
+    assert "stroke: var(--orange)" in text
+
+
+def test_the_board_shows_options_and_results_alone(table):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(table / "tensorboard")).Reload()
+    assert "test/elbo" in events.Tags()["scalars"]
+    assert not [tag for tag in events.Tags()["scalars"] if tag.endswith(("_samples", "_examples", "_bound"))]
+    contents = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    chosen = HParamsPluginData.FromString(contents).session_start_info.hparams
+    assert chosen["model"].string_value == "mlp"
+    assert chosen["data"].string_value == "arrays"
+    assert not [key for key in chosen if "_target_" in key]
+
+
+def test_settings_are_marked_in_powers_of_ten_and_labels_stay_inside(tmp_path, monkeypatch):
+    from vae_cli.report import figures
+
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures.over_setting([(v, [1.0]) for v in (1e-4, 3.3e-4, 1e-2)], "optimizer.lr", "test/elbo", tmp_path / "a.png")
+    figures.over_setting([(v, [1.0]) for v in (4, 8, 64)], "model.latent_dim", "test/elbo", tmp_path / "b.png")
+    runs = [(float(k), 90.0 - k, f"latent_dim={k}, optimizer.lr=0.00{k}12345, batch_size=128") for k in range(9)]
+    figures.rate_distortion(runs, tmp_path / "c.png")
+    assert drawn[0].axes[0].xaxis.get_transform().base == 10
+    assert [text.get_text() for text in drawn[1].axes[0].get_xticklabels()] == ["4", "8", "64"]
+    figure = drawn[2]
+    figures.FigureCanvasAgg(figure).draw()
+    inside = figure.axes[0].get_window_extent()
+    for label in figure.axes[0].texts:
+        extent = label.get_window_extent()
+        assert inside.x0 <= extent.x0 <= extent.x1 <= inside.x1
+        assert inside.y0 <= extent.y0 <= extent.y1 <= inside.y1
 
 
 def test_sprites_are_square_and_within_the_unit_range():

@@ -22,7 +22,17 @@ from vae_cli.sweep import REASON
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
 SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
-SAME = ("_target_", "seed", "binarize", "dequantize", "standardize", "test", "path", "root")  # of data, to be compared
+SAME = (
+    "_target_",
+    "seed",
+    "binarize",
+    "dequantize",
+    "standardize",
+    "test",
+    "limit",
+    "path",
+    "root",
+)  # of data, to be compared
 SEED = "seed"
 LISTED = 20  # jobs that are missing, each with its line
 LONGEST = 500  # letters of the reason that one gives

@@ -122,6 +122,22 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def as_chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Name options as one chooses them: {'model._target_': 'vae_cli.model.conv.Conv', …} → {'model': 'conv', …}."""
+    return {
+        key.removesuffix("._target_"): _option(key.partition(".")[0], value) if key.endswith("._target_") else value
+        for key, value in settings.items()
+    }
+
+
+def _option(group: str, target: str) -> str:
+    """Return the option of a group that has a target; a target of a user's own as it is."""
+    for path in sorted(Path(CONF, group).glob("*.yaml")):
+        if f"_target_: {target}\n" in path.read_text():
+            return path.stem
+    return target
+
+
 def stays(key: str) -> bool:
     """Whether a resumed run keeps a setting."""
     return key in MUST_STAY or not (key.startswith(MAY_CHANGE) or key in MOVES)

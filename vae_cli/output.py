@@ -1,4 +1,4 @@
-"""Standard output, which may go away or be full, and text, numbers and paths as others can read them. No torch."""
+"""Standard output, which may go away or fill up, and text, numbers and paths as others can read them. No torch."""
 
 from __future__ import annotations
 

@@ -101,8 +101,7 @@ def _splits(data: Data) -> Splits:
     Raises:
         UserError: they come in sequence.
     """
-    from dataclasses import replace
-
+    from vae_cli.data.dataset import limited
     from vae_cli.data.examples import Feed, carve
     from vae_cli.parts import assemble, name_of
 
@@ -112,7 +111,7 @@ def _splits(data: Data) -> Splits:
     if isinstance(splits.train, Feed):
         raise UserError(f"data={name_of(data)}: a stream has no examples to choose from; data.streaming=false, "
                         "or another source is allowed")  # fmt: skip
-    return splits if data.limit is None else replace(splits, train=splits.train.some(data.limit, data.seed))
+    return limited(data, splits)
 
 
 def _parts(splits: Splits) -> dict[str, Examples]:

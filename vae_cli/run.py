@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ FEW = 20  # effective samples below which log p(x) is called a bound
 EARLY = 0.1  # the share of a run before which trainer.prune says nothing
 FEW_STEPS, LARGE = 1000, 28 * 28  # steps that teach little of examples with so many elements
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
+FEW_EVALUATED = 1000  # of them, where more would take too long
+FEW_WEIGHED = 20  # examples that log p(x) is computed of, where more would take too long
+ALWAYS = 2**28  # elements of p(x|z) that the final ELBOs, and again log p(x), may decode however short training was
 
 
 def train(
@@ -296,8 +300,9 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         vae.load_state_dict(trainer.best["model"])
         epoch = trainer.best["epoch"]
         note = f"best weights by valid/{trainer.objective.selection} (epoch {epoch:g})"
+    effort = _effort(config, dataset, trainer)
     sets: dict[str, Resident | None] = {
-        "train": dataset.fixed_train(device, EVALUATED, config.data.seed),
+        "train": dataset.fixed_train(device, effort.train, config.data.seed),
         "valid": trainer.valid,
         "test": dataset.resident("test", device),
     }
@@ -305,18 +310,19 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     results: dict[str, metrics.Evaluation] = {}
     for split, data in sets.items():
         if data is not None:
-            draws = metrics.enough_draws(vae, data, config.trainer.final_samples)
+            draws = metrics.enough_draws(vae, data, effort.draws)
             results[split] = result = metrics.evaluate(vae, data, samples=draws)
             shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
-    summary |= _named(shown_split, _beyond(config, vae, shown, shown_result, reporter))
+    summary |= _named(shown_split, _beyond(config, effort, vae, shown, shown_result, reporter))
     if config.score not in summary and trainer.valid is not None:
-        summary |= _named("valid", _log_likelihood(config, vae, trainer.valid, results["valid"], reporter))
+        summary |= _named("valid", _log_likelihood(config, effort, vae, trainer.valid, results["valid"], reporter))
     summary |= {
         "measure": metrics.measure(dataset, vae.likelihood, conditional=vae.conditional),
-        "train/examples": min(len(dataset.train), EVALUATED),
+        "train/examples": effort.train,
+        "final_samples": effort.draws,
         "parameters": sum(p.numel() for p in vae.parameters()),
         "train_seconds": round(trainer.seconds, 3),
         "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.seconds, 1e-9), 1),
@@ -325,6 +331,8 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "evaluated_epoch": round(epoch, 4),
         "stopped_by": trainer.stopped_by,
     }
+    if told := effort.told(config, dataset):
+        reporter.line(f"{told}; vae-eval run={os.path.relpath(reporter.folder)} spares nothing")
     for line in diagnosis.warnings(reporter.history(), trainer.kl.settled):
         reporter.warn(line)
     settings = flat(config.plain)
@@ -342,21 +350,58 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     return summary
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What the final numbers are computed from: draws of z, training examples, and examples of log p(x) (None: all)."""
+
+    draws: int
+    train: int
+    weighed: int | None
+
+    def told(self, config: Config, dataset: Dataset) -> str:
+        """Say what is spared, if anything."""
+        most, spared = config.trainer.log_likelihood_examples, []
+        if self.draws < config.trainer.final_samples:
+            spared.append(f"{self.draws} draw{'s' if self.draws > 1 else ''} of z (trainer.final_samples)")
+        if self.train < min(EVALUATED, len(dataset.train)):
+            spared.append(f"{self.train:,} training examples")
+        if self.weighed is not None and most is not None and self.weighed < min(most, dataset.most_held_out):
+            spared.append(f"{self.weighed} examples of log p(x) (trainer.log_likelihood_examples)")
+        return f"the final numbers rest on {', '.join(spared)}: more would take longer than training" if spared else ""
+
+
+def _effort(config: Config, dataset: Dataset, trainer: Trainer) -> Effort:
+    """Bound what the final numbers cost: they decode as often as training does at most, for ELBOs and for log p(x).
+
+    The bound counts decodings, not seconds, so that the same settings always give the same numbers.
+    """
+    decodes = max(ALWAYS // dataset.spec.size, trainer.total * trainer.batch_size)
+    held_out = sum(n for split, n in dataset.sizes.items() if split != "train")
+    train = min(EVALUATED, len(dataset.train))
+    draws = max(1, min(config.trainer.final_samples, decodes // (train + held_out)))
+    if draws == 1:
+        train = min(train, max(FEW_EVALUATED, decodes - held_out))
+    weighed = config.trainer.log_likelihood_examples
+    if weighed is not None:
+        weighed = min(weighed, max(FEW_WEIGHED, decodes // max(1, config.trainer.log_likelihood_samples)))
+    return Effort(draws, train, weighed)
+
+
 def _beyond(
-    config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
+    config: Config, effort: Effort, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
 ) -> dict[str, float]:
     """Return log p(x), the gap to the ELBO, and what the aggregate posterior says, from a modest number of draws."""
     numbers = metrics.aggregate(vae, data)
     if config.trainer.log_likelihood_samples:
-        numbers |= _log_likelihood(config, vae, data, whole, reporter)
+        numbers |= _log_likelihood(config, effort, vae, data, whole, reporter)
     return numbers
 
 
 def _log_likelihood(
-    config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
+    config: Config, effort: Effort, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
 ) -> dict[str, float]:
-    samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
-    some = data.part(most or len(data))
+    samples = config.trainer.log_likelihood_samples
+    some = data.part(effort.weighed or len(data))
     estimate = metrics.log_likelihood(vae, some, samples=samples, compiled=config.trainer.compile)
     numbers = metrics.numbers(estimate, whole, len(data))
     if numbers["effective_samples"] < FEW:

@@ -88,6 +88,7 @@ class Data(Part):
     valid: Amount | None
     limit: Count | None
     seed: Seed
+    limit_train: Count | None = None  # absent from runs that were stored without it
     test: Amount | None = None  # absent where the source brings its own test split
 
     @property

@@ -123,6 +123,10 @@ class VAE(nn.Module):
         """Return p(x|z,c), batch [..., B], event `shape`, for z [..., B, D] and labels y [B]."""
         return self._decode(z, self.conditioning(y))
 
+    def decode_under(self, z: Tensor, c: Tensor | None) -> Distribution:
+        """Return p(x|z,c) for z [B, D] and conditions c [B, C] themselves, which need not be those of any label."""
+        return self._decode(z, c)
+
     def forward(self, x: Tensor, y: Tensor | None = None, samples: int = 1) -> Output:
         """Return the terms of the ELBO of x [B, *shape] with K = `samples` draws of z for each example."""
         c = self.conditioning(y)

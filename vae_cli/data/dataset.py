@@ -36,6 +36,7 @@ class Spec:
     std: tuple[float, ...] | None = None  # [D] that each element was then divided by
     center: tuple[float, ...] | None = None  # [D] mean of each element of unbounded data that keep their own units
     spread: tuple[float, ...] | None = None  # [D] and its standard deviation
+    features: tuple[str, ...] | None = None  # [D] the names of the elements, where they have any
 
     @property
     def classes(self) -> int | None:
@@ -109,6 +110,11 @@ class Dataset:
         return {split: len(part) for split, part in self._parts.items()}
 
     @property
+    def most_held_out(self) -> int:
+        """The number of examples of the larger of validation and test."""
+        return max((n for split, n in self.sizes.items() if split != "train"), default=0)
+
+    @property
     def examples(self) -> dict[str, list[float]]:
         """The means of some examples of each split and of their labels, by which changed data are known."""
         return {f"{split} examples": _means(part) for split, part in self._parts.items() if isinstance(part, Examples)}
@@ -137,12 +143,11 @@ class Dataset:
 
 def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
     """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
-    splits = carve(source, valid=part.valid or 0, test=part.test, seed=part.seed)
-    if part.limit is not None:
-        splits = replace(splits, train=splits.train.some(part.limit, part.seed))
+    splits = limited(part, carve(source, valid=part.valid or 0, test=part.test, seed=part.seed))
     if support not in SUPPORTS:
         raise UserError(f"likelihood={likelihood}: its support is {support!r}; {', '.join(SUPPORTS)} are allowed")
-    splits, raw = _standardize(part, splits, _describe(splits), support)
+    described = replace(_describe(splits), features=splits.features)
+    splits, raw = _standardize(part, splits, described, support)
     kind, spec = _choose(part, raw, support)
     _check_support(spec, support, likelihood)
     once = {"static": "bernoulli", "threshold": "threshold"}.get(kind)
@@ -159,6 +164,19 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
     taken = {(True, True): "real values", (True, False): "grey levels"}.get((splits.whole, raw.levels is None))
     kind, levels = ("scale", 2) if once else (kind, raw.levels)
     return Dataset(spec, train, valid, test, levels, kind, how, taken, splits.notes)
+
+
+def limited(part: schema.Data, splits: Splits) -> Splits:
+    """Return splits of `limit` examples each at most, and of `limit_train` training examples, drawn at random."""
+    every = math.inf if part.limit is None else part.limit
+    train = min(every, math.inf if part.limit_train is None else part.limit_train)
+    wanted = {"train": train, "valid": every, "test": every}
+    chosen = {
+        split: getattr(splits, split).some(int(most), part.seed)
+        for split, most in wanted.items()
+        if most < math.inf and getattr(splits, split) is not None
+    }
+    return replace(splits, **chosen)
 
 
 def _means(examples: Examples) -> list[float]:
@@ -210,7 +228,8 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
         valid=splits.valid and splits.valid.standardized(mean, std),
         test=splits.test and splits.test.standardized(mean, std),
     )
-    return splits, replace(_describe(splits), mean=_values(mean), std=_values(std))
+    described = replace(_describe(splits), features=raw.features)
+    return splits, replace(described, mean=_values(mean), std=_values(std))
 
 
 def _values(x: Tensor) -> tuple[float, ...]:

@@ -37,6 +37,8 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 def arrays(*, path: str, labels: str | None = None) -> Splits:
     """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
+    An .npz may name the columns of a table: `features`.
+
     A large .npy is read in place, a batch at a time. Bytes are 256 grey levels (2 where no value exceeds 1); other
     whole numbers 0 … 255 shaped like pictures are as many as their largest needs; anything else becomes float32.
     Channels may come last. Labels are classes (integers) or attribute vectors (two dimensions).
@@ -50,7 +52,8 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
     examples, levels = (_in_place if isinstance(x, np.memmap) else _in_memory)(path, x)
     found, names = (None, None) if y is None else named(f"data.path={path}", y)
     notes = (*_notes_on_bytes(x.dtype, examples, levels), *_notes_on_labels(y, names))
-    return Splits(Examples(examples, found), levels=levels, names=names, whole=is_whole(x.dtype, levels), notes=notes)
+    features, whole = _feature_names(Path(path), x.shape[1:]), is_whole(x.dtype, levels)
+    return Splits(Examples(examples, found), None, None, levels, names, features, whole, notes)
 
 
 def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | None) -> list[str]:
@@ -76,6 +79,24 @@ def _notes_on_labels(y: np.ndarray | None, names: Sequence[str] | None) -> list[
         f"labels `y` are {len(names)} different numbers, taken for as many classes: "
         "where they are values, y[:, None] makes them an attribute"
     ]
+
+
+def _feature_names(path: Path, shape: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Return the names of the columns of a table, where an .npz holds them as `features`.
+
+    Raises:
+        UserError: they are no names, or not one for each column.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        if "features" not in archive.files:
+            return None
+        found = archive["features"]
+    if found.dtype.kind not in "US" or found.shape != shape:
+        given = f"`features` of shape {_shown(found.shape)} and type {found.dtype}"
+        raise UserError(f"data.path={path}: {given}; one name for each of the columns {_shown(shape)} is allowed")
+    return tuple(map(str, found.astype(str)))
 
 
 def read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:

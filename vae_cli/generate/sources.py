@@ -17,16 +17,23 @@ from vae_cli.api import SLACK, Trained, class_number
 from vae_cli.data import files
 from vae_cli.data.mapped import SMALL
 from vae_cli.errors import UserError, first_line
-from vae_cli.report.pictures import is_picture
+from vae_cli.report.pictures import is_picture, spread
 
 BYTE = 255  # the largest of a byte
 
 
 class Examples:
-    """Examples x [N, *shape] in the data's own range, with labels where there are any."""
+    """Examples x [N, *shape] in the data's own range, with labels where there are any.
 
-    def __init__(self, model: Trained, x: Tensor, y: Tensor | None):
-        self.model, self.x, self.y = model, x, y
+    Args:
+        model: that they are given to.
+        x: the examples.
+        y: labels [N] or [N, A], or None.
+        own: whether a person gave them, in an order of their own.
+    """
+
+    def __init__(self, model: Trained, x: Tensor, y: Tensor | None, *, own: bool = False):
+        self.model, self.x, self.y, self.own = model, x, y, own
 
     def need_labels(self) -> None:
         """Raise where a conditional run is given examples without labels.
@@ -41,9 +48,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.x)
 
-    def first(self, n: int) -> tuple[Tensor, Any]:
-        """Return the first n examples, on the model's device."""
-        return self.at(range(min(n, len(self))))
+    def some(self, n: int) -> list[int]:
+        """Return the indices of n examples: the first of a person's own, a mix of a split, which may be sorted."""
+        chosen = range(min(n, len(self))) if self.own else spread(len(self), self.y, n).tolist()
+        return list(chosen)
 
     def at(self, indices: Sequence[int]) -> tuple[Tensor, Any]:
         """Return the examples at some indices, on the model's device."""
@@ -77,7 +85,7 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
         return Examples(model, *model.data(split))
     path = Path(source)
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
-        return Examples(model, _pictures(model, path), None)
+        return Examples(model, _pictures(model, path), None, own=True)
     given = f"task.source={source}"
     x, labels = files.read("task.source", path)
     if isinstance(x, np.memmap):
@@ -87,7 +95,8 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
         shape = list(model.vae.shape)
         raise UserError(f"{given}: examples of shape {list(x.shape[1:])}; {shape} is allowed")
     y, names = (None, None) if labels is None else files.named(given, labels)
-    return Examples(model, _binary(model, _in_own_range(model, x, given)), known_labels(model, y, names, given))
+    values = _binary(model, _in_own_range(model, x, given))
+    return Examples(model, values, known_labels(model, y, names, given), own=True)
 
 
 def _in_own_range(model: Trained, x: np.ndarray, given: str) -> Tensor:

@@ -19,7 +19,7 @@ from vae_cli.generate import latent, samplers
 from vae_cli.generate.sources import Examples, read_codes, read_mask
 from vae_cli.report import drawing, pictures
 
-COLUMNS = 16
+COLUMNS = drawing.COLUMNS
 MANY = 1000  # examples at once
 
 
@@ -54,14 +54,14 @@ def sample(
 
 def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, means: bool) -> list[Path]:
     """Put n examples above what the model makes of them."""
-    x, y = examples.first(n)
+    index = examples.some(n)
+    x, y = examples.at(index)
     p = model.decode(model.encode(x, y).mean, y)
     made = p.mean if means else p.sample()
-    rows = [part for pair in zip(x.split(COLUMNS), made.split(COLUMNS), strict=True) for part in pair]
-    names = ["data", "mean of p(x|z)" if means else "draw of p(x|z)"] * (len(rows) // 2)
+    path, names = folder / "reconstructions.png", ("data", "mean of p(x|z)" if means else "draw of p(x|z)")
     return [
-        drawing.grid(model.spec, rows[:32], folder / "reconstructions.png", "reconstructions", names[:32]),
-        _save(folder / "reconstructions.npz", x=x, reconstruction=made),
+        drawing.pairs(model.spec, x, made, path, "reconstructions", names),
+        _save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
     ]
 
 
@@ -70,16 +70,19 @@ def interpolate(
 ) -> list[Path]:
     """Walk between the codes of two or more examples; the ends of each leg are the examples' reconstructions.
 
-    Conditional runs decode each half of a leg under the label of its end.
+    Conditional runs mix the conditions c of the two ends on the way as they mix the codes.
     """
     x, y = examples.chosen(indices, f"task.indices={list(indices)}")
     z = model.encode(x, y).mean
     legs = [latent.between(a, b, steps, kind) for a, b in pairwise(z)]
-    ends = [None] * len(legs) if y is None else list(pairwise(y))
-    made = [model.decode(leg, _halves(pair, steps)).mean for leg, pair in zip(legs, ends, strict=True)]
-    names = [f"{a} → {b}" for a, b in pairwise(indices)]
+    with torch.no_grad():
+        c = model.vae.conditioning(y)
+        mixed = [None] * len(legs) if c is None else [latent.between(a, b, steps, "linear") for a, b in pairwise(c)]
+        made = [model.rescaled(model.vae.decode_under(*way)).mean for way in zip(legs, mixed, strict=True)]
+    names = [f"{a} →\n{b}" for a, b in pairwise(_called(examples, index) for index in indices)]
+    title = f"{kind} interpolation of codes" + (", labels mixed on the way" if c is not None else "")
     return [
-        drawing.grid(model.spec, made, folder / "interpolation.png", f"{kind} interpolation of codes", names),
+        drawing.grid(model.spec, made, folder / "interpolation.png", title, names),
         drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
         _save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
     ]
@@ -89,7 +92,7 @@ def traverse(
     model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
 ) -> list[Path]:
     """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
-    x, y = examples.first(MANY)
+    x, y = examples.at(examples.some(MANY))
     q = model.encode(x, y)
     order = latent.by_information(model, x, y)[:dimensions]
     one, label = examples.chosen([index], f"task.index={index}")
@@ -133,14 +136,15 @@ def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> lis
     classes = model.spec.classes
     if not model.conditional or classes is None:
         raise UserError("task=transfer: the run has no classes to choose from; conditional=label is needed in training")
-    x, y = examples.first(n)
+    index = examples.some(n)
+    x, y = examples.at(index)
     z = model.encode(x, y).mean
-    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean for k in range(classes)])
-    rows = [x, *made]
-    names = ["data", *(model.spec.names or ())]
+    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean.cpu() for k in range(classes)])
+    rows = [x.cpu(), *made][: drawing.ROWS]
+    names = ["data", *(model.spec.names or ())][: drawing.ROWS]
     return [
         drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
-        _save(folder / "transfer.npz", x=x, z=z, transferred=made),
+        _save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
     ]
 
 
@@ -174,7 +178,8 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
 
     What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
     """
-    x, y = examples.first(n)
+    index = examples.some(n)
+    x, y = examples.at(index)
     known = read_mask(mask, model, len(x)).to(x.device)
     filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
     for _ in range(steps):
@@ -186,7 +191,7 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
     names = ["given", "imputed", "truth"] * (len(rows) // 3)
     return [
         drawing.grid(model.spec, rows[:30], folder / "imputed.png", f"missing values after {steps} steps", names[:30]),
-        _save(folder / "imputed.npz", x=x, imputed=final, known=known),
+        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index),
     ]
 
 
@@ -214,7 +219,9 @@ def anomaly(
         writer.writerow(["index", score, *columns])
         for i in order.tolist():
             writer.writerow([i, f"{scores[i].item():.6g}", *(column[i] for column in columns.values())])
-    worst, best = (examples.at(part.tolist())[0] for part in (order[:n], order[-n:].flip(0)))
+    least = order[: min(n, -(-len(order) // 2))]
+    most = order[len(least) :].flip(0)[:n]  # of few examples none is shown twice
+    worst, best = (examples.at(part.tolist())[0] for part in (least, most))
     rows = [*worst.split(COLUMNS), *best.split(COLUMNS)]
     names = ["least likely"] * len(worst.split(COLUMNS)) + ["most likely"] * len(best.split(COLUMNS))
     return [path, drawing.grid(model.spec, rows, folder / "extremes.png", f"examples by {score}", names)]
@@ -270,9 +277,12 @@ def _class(model: Trained, condition: Any) -> int:
     return condition
 
 
-def _halves(ends: tuple[Tensor, Tensor] | None, steps: int) -> Tensor | None:
-    """Return labels for a way between two examples: those of the nearer end."""
-    return None if ends is None else torch.stack([ends[0] if k < steps / 2 else ends[1] for k in range(steps)])
+def _called(examples: Examples, index: int) -> str:
+    """Return what an example is called: its index, and the name of its class where the run knows it."""
+    names, y = examples.model.spec.names, examples.y
+    if names is None or y is None or y.ndim != 1 or (examples.own and not examples.model.conditional):
+        return f"example {index}"
+    return f"example {index} (class {names[int(y[index])]})"
 
 
 def _refuse_conditional(model: Trained, what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,9 @@ def _titled(title: str) -> Table:
     return Table(title=Text(writable(title), "table.title"), title_justify="left")
 
 
-def results(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def results(summary: dict[str, Any], order: Iterable[str] = SPLITS) -> tuple[list[str], list[list[str]]]:
     """Return the splits of a summary, and its rows: the name of a metric and its value on each split."""
-    splits = [split for split in SPLITS if f"{split}/elbo" in summary]
+    splits = [split for split in order if f"{split}/elbo" in summary]
     k = next((summary[key] for key in summary if key.endswith("/log_likelihood_samples")), None)
     rows = []
     for name in ORDER:
