@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -18,9 +18,10 @@ from yaml import YAMLError
 
 from vae_cli.errors import UserError, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted, ending
-from vae_cli.output import mute
+from vae_cli.output import mute, print_in_any_encoding
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
+RERUN = "--experimental-rerun"
 ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
 
 
@@ -44,8 +45,10 @@ def guarded(name: str, body: Callable[[], object]) -> None:
     if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
+    print_in_any_encoding()
     try:
         try:
+            _refuse_pickles(sys.argv[1:])
             body()
         finally:
             ending()
@@ -58,6 +61,18 @@ def guarded(name: str, body: Callable[[], object]) -> None:
     except KeyboardInterrupt as interrupt:
         print(f"{name}: interrupted{interrupt}", file=sys.stderr)
         sys.exit(RESUMABLE if isinstance(interrupt, Interrupted) else 130)
+
+
+def _refuse_pickles(arguments: Sequence[str]) -> None:
+    """Refuse Hydra's flag that reads settings from a pickle, whose code would run; argparse takes its beginnings too.
+
+    Raises:
+        UserError: it was given.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--e") and RERUN.startswith(flag):
+            raise UserError(f"{argument}: not allowed, it would run what a pickle holds; give the settings themselves")
 
 
 @contextmanager

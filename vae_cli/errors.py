@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from vae_cli.output import writable
+
 _HERE = Path(__file__).parent
 OWN_CONF: list[Path] = []  # folders of a user's own options
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
@@ -20,8 +22,6 @@ EXTRAS = {  # options that Hydra's plugins bring, and the extra of ours that ins
     "hydra/launcher=ray": "ray",
     "hydra/sweeper=optuna": "optuna",
 }
-
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 _MAIN = ["train"]  # the configuration of the command that runs
 _OTHERS: dict[str, list[str]] = {
@@ -69,7 +69,7 @@ def unknown_setting(key: str) -> str:
 
 def one_line(error: Exception) -> str:
     """Turn an error of ours, of Hydra or of OmegaConf into one line, which holds no command for a terminal."""
-    return _line(error).translate(CONTROL)
+    return "\n".join(map(writable, _line(error).split("\n")))
 
 
 def _line(error: Exception) -> str:

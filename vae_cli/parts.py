@@ -18,7 +18,7 @@ from vae_cli.config import MOVES, PATHS, differing, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.schema import Config, Part, command, foreign
+from vae_cli.schema import OPTIONS, Config, Part, command, foreign
 from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
@@ -178,11 +178,42 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: P
     state = checkpoint.load(path, device)
     with checkpoint.fitting(path):
         refuse_others(path, state, config)
-        spec = Spec.from_dict(state["spec"])
+        step, spec, weights = checkpoint.step_of(state), Spec.from_dict(state["spec"]), _weights(state)
+        _refuse_to_build_another(config, spec, weights)
         vae = build(config, spec).to(device)
-        vae.load_state_dict(state.get("averaged") or state["model"])
+        vae.load_state_dict(weights)
         about = about_data(state)
-    return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+    return Restored(config, vae.eval().requires_grad_(False), spec, about, step)
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Any]:
+    return state.get("averaged") or state["model"]
+
+
+def _refuse_to_build_another(config: Config, spec: Spec, weights: dict[str, Any]) -> None:
+    """Refuse settings or data of another size than the weights have, before memory is taken for them.
+
+    The model is built without memory. A part of one's own may not be able to; it is trusted.
+
+    Raises:
+        ValueError: names the first weight that differs.
+    """
+    try:
+        with torch.device("meta"):
+            built = build(config, spec).state_dict()
+    except Exception:
+        if own_parts(config):
+            return
+        raise
+    for name, value in built.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(f"{name} has the shape {list(weights[name].shape)} and would have {list(value.shape)}")
+
+
+def own_parts(config: Config) -> list[str]:
+    """Return the parts of a configuration that are not vae_cli's own, each as group=name."""
+    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
+    return [f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name]]
 
 
 def told_of(dataset: Dataset) -> dict[str, dict[str, Any]]:

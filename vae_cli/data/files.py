@@ -23,6 +23,7 @@ from vae_cli.machine import free_memory, usable_threads
 FEW = 200  # pictures that are decoded sooner than looked up
 MODES = {"rgb": "RGB", "grayscale": "L"}  # what PIL calls colours
 GREY = ("1", "L", "I;16")  # how PIL calls pictures without colours
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # that PIL reads; for others it starts programs
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -309,6 +310,13 @@ def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) 
         raise UserError(f"data.path: {file} cannot be read as an image ({first_line(error)})") from None
 
 
+def open_picture(file: Path | str | BinaryIO) -> Any:
+    """Open a picture of one of the FORMATS by what is in it, whatever its name says: PostScript is a program."""
+    from PIL import Image
+
+    return Image.open(file, formats=FORMATS)
+
+
 def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str, crop: int | None = None) -> Tensor:
     """Return a picture [C, H, W] bytes, cut and scaled to a frame (None: as it is); whatever PIL raises goes through.
 
@@ -320,7 +328,7 @@ def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str
     """
     from PIL import Image, ImageOps
 
-    with file if isinstance(file, Image.Image) else Image.open(file) as opened:
+    with file if isinstance(file, Image.Image) else open_picture(file) as opened:
         found = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     if crop is not None:
         left, top = (found.width - crop) // 2, (found.height - crop) // 2

@@ -16,6 +16,7 @@ from vae_cli.command import guarded, new_folder, own_folders, told
 from vae_cli.config import check
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.schema import PREFIX, Generate, task_schema
+from vae_cli.output import say
 
 if TYPE_CHECKING:
     from vae_cli.api import Trained
@@ -45,7 +46,7 @@ def application(composed: DictConfig) -> None:
         settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         own_folders()
         for path in generate(settings):
-            print(os.path.relpath(path))
+            say(os.path.relpath(path))
 
 
 def validate(raw: Any) -> Generate:

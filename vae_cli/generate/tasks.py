@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import Trained
+from vae_cli.disk import whole, write_csv
 from vae_cli.errors import UserError
 from vae_cli.generate import latent, samplers
 from vae_cli.generate.sources import Examples, read_codes, read_mask
@@ -191,13 +191,11 @@ def anomaly(model: Trained, folder: Path, *, examples: Examples, score: str, sam
     score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
     scores = torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
     order = scores.argsort()
-    path = folder / "scores.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", score, *(["label"] if examples.y is not None else [])])
-        for i in order.tolist():
-            label = [] if examples.y is None else [examples.y[i].tolist()]
-            writer.writerow([i, f"{scores[i].item():.6g}", *label])
+    table: list[Sequence[object]] = [["index", score, *(["label"] if examples.y is not None else [])]]
+    for i in order.tolist():
+        label = [] if examples.y is None else [examples.y[i].tolist()]
+        table.append([i, f"{scores[i].item():.6g}", *label])
+    path = write_csv(folder / "scores.csv", table)
     worst, best = (examples.at(part.tolist())[0] for part in (order[:n], order[-n:].flip(0)))
     rows = [*worst.split(COLUMNS), *best.split(COLUMNS)]
     names = ["least likely"] * len(worst.split(COLUMNS)) + ["most likely"] * len(best.split(COLUMNS))
@@ -242,5 +240,6 @@ def _deviation(q: Any) -> Tensor:
 
 def _save(path: Path, **arrays: Any) -> Path:
     plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
-    np.savez_compressed(path, **plain)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **plain)
     return path

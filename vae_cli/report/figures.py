@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vae_cli.disk import whole
 from vae_cli.output import writable
 
 PANELS = ("elbo", "reconstruction", "kl", "kl_weight")
@@ -35,7 +36,8 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")
 
 
 @contextmanager
