@@ -26,9 +26,7 @@ FORMAT = 3
 MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ValueError, OverflowError)
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 ZIP = b"PK\x03\x04"  # how an archive begins
-BUILT = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_tensor_v[23]|torch \w+|torch\.storage UntypedStorage"
-)
+BUILT = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # beside plain values
 SLACK = 10_000  # values that a file may hold beyond its bytes
 MOST_STEPS = 2**48
 
