@@ -28,7 +28,7 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 ZIP = b"PK\x03\x04"  # how an archive begins
 BUILT = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # beside plain values
 SLACK = 10_000  # values that a file may hold beyond its bytes
-MOST_STEPS = 2**48
+MOST = 2**48  # of whatever a state counts
 
 
 def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
@@ -138,16 +138,16 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
-def step_of(state: dict[str, Any]) -> int:
-    """Return the step that a state is of.
+def count_in(state: dict[str, Any], key: str) -> int:
+    """Return a count that a state holds: its step, say.
 
     Raises:
-        TypeError: it says something else than a count.
+        TypeError: it is none.
     """
-    step = state["step"]
-    if type(step) is not int or not 0 <= step < MOST_STEPS:
-        raise TypeError("its step is no count")
-    return step
+    count = state[key]
+    if type(count) is not int or not 0 <= count < MOST:
+        raise TypeError(f"its {key} is no count")
+    return count
 
 
 def _refuse_to_inflate(path: Path) -> None:

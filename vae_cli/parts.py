@@ -6,12 +6,15 @@ import importlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_buffer_registration_hook as buffer_registered
+from torch.nn.modules.module import register_module_parameter_registration_hook as parameter_registered
 
 from vae_cli import checkpoint
 from vae_cli.config import MOVES, PATHS, differing, stays, stored, validate
@@ -25,6 +28,7 @@ Trust = bool | Sequence[str]
 Places = str | Mapping[str, str] | None
 SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std",
         "train examples", "valid examples", "test examples")  # fmt: skip
+ROOM, SMALL = 4, 10**7  # a model being built holds at most so many times the numbers of its weights, and so many more
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -178,9 +182,9 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: P
     state = checkpoint.load(path, device)
     with checkpoint.fitting(path):
         refuse_others(path, state, config)
-        step, spec, weights = checkpoint.step_of(state), Spec.from_dict(state["spec"]), _weights(state)
-        _refuse_to_build_another(config, spec, weights)
-        vae = build(config, spec).to(device)
+        step, spec, weights = checkpoint.count_in(state, "step"), Spec.from_dict(state["spec"]), _weights(state)
+        with _no_larger_than(weights):
+            vae = build(config, spec).to(device)
         vae.load_state_dict(weights)
         about = about_data(state)
     return Restored(config, vae.eval().requires_grad_(False), spec, about, step)
@@ -190,24 +194,26 @@ def _weights(state: dict[str, Any]) -> dict[str, Any]:
     return state.get("averaged") or state["model"]
 
 
-def _refuse_to_build_another(config: Config, spec: Spec, weights: dict[str, Any]) -> None:
-    """Refuse settings or data of another size than the weights have, before memory is taken for them.
-
-    The model is built without memory. A part of one's own may not be able to; it is trusted.
+@contextmanager
+def _no_larger_than(weights: dict[str, Any]) -> Iterator[None]:
+    """Within the block refuse to build modules of far more numbers than some weights, before memory is filled.
 
     Raises:
-        ValueError: names the first weight that differs.
+        RuntimeError: settings, or a description of the data, ask for such.
     """
+    left = [ROOM * sum(each.numel() for each in weights.values()) + SMALL]
+
+    def count(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
+        left[0] -= 0 if value is None else value.numel()
+        if value is not None and left[0] < 0:
+            raise RuntimeError(f"the model would be far larger than its weights, {name} alone {list(value.shape)}")
+
+    hooks = [register(count) for register in (parameter_registered, buffer_registered)]
     try:
-        with torch.device("meta"):
-            built = build(config, spec).state_dict()
-    except Exception:
-        if own_parts(config):
-            return
-        raise
-    for name, value in built.items():
-        if weights[name].shape != value.shape:
-            raise ValueError(f"{name} has the shape {list(weights[name].shape)} and would have {list(value.shape)}")
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def own_parts(config: Config) -> list[str]:

@@ -154,7 +154,7 @@ def _states(
     path = folder / "checkpoints" / checkpoint.LAST
     with checkpoint.fitting(path):
         last = checkpoint.load_last(path.parent, "cpu", tell)
-        checkpoint.step_of(last)
+        checkpoint.count_in(last, "step")
         if change := changed(about_data(last), dataset):
             raise UserError(f"resume={folder}: the data changed since the run began ({change})")
         refuse_others(path, last, config)
