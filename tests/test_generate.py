@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
-from vae_cli import parts
+from vae_cli import checkpoint, parts
 from vae_cli.config import PATHS, check
 from vae_cli.data import files
 from vae_cli.errors import CONF, UserError
@@ -360,7 +360,31 @@ def test_a_sampler_is_fitted_anew_when_the_run_has_gone_on_and_seeds_reproduce(f
     assert np.abs(cold - made(folder, "sample", sampler="gaussian_mixture", n=1)["z"]).max() > 1e-2
     kept = list((folder / "generated" / "samplers").iterdir())
     step = vae_cli.load(folder, device="cpu").run.step
-    assert [path.name for path in kept] == [f"gaussian_mixture-{step}.npz"]
+    assert [path.name for path in kept] == [f"gaussian_mixture-{step}.pt"]
+
+
+DAMAGED_SAMPLERS = {
+    "no file of ours": lambda path, kept: path.write_bytes(b"PK"),
+    "cut short": lambda path, kept: path.write_bytes(path.read_bytes()[:-200]),
+    "of another shape": lambda path, kept: checkpoint.save(kept | {"means": torch.zeros(2, 99)}, path),
+    "no covariances": lambda path, kept: checkpoint.save(kept | {"covariances": -kept["covariances"]}, path),
+    "no weights": lambda path, kept: checkpoint.save(kept | {"weights": kept["weights"] * torch.nan}, path),
+    "something else": lambda path, kept: checkpoint.save({"weights": "text", "means": 3}, path),
+}
+
+
+def test_a_damaged_sampler_is_fitted_anew(folders, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(folders["table"], folder)
+    first = made(folder, "sample", sampler="gaussian_mixture", n=5)["z"]
+    (path,) = (folder / "generated" / "samplers").iterdir()
+    kept = checkpoint.load(path)
+    for damage in DAMAGED_SAMPLERS.values():
+        damage(path, kept)
+        np.testing.assert_array_equal(first, made(folder, "sample", sampler="gaussian_mixture", n=5)["z"])
+        said = capsys.readouterr().err
+        assert said.startswith(f"warning: {path}: ")
+        assert said.endswith("; it is fitted anew\n")
 
 
 def test_labels_that_do_not_fit_are_told(folders):

@@ -21,7 +21,7 @@ from vae_cli.data import Spec
 from vae_cli.report import page, pictures
 from vae_cli.report.console import Terminal
 
-EVIL = "<script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>"
+EVIL = "<script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>\x1b[31m"
 CALLS_HOME = ("google", "gvt1.com")  # what the browser asks for itself, whatever it shows
 
 
@@ -105,6 +105,8 @@ def test_what_a_run_holds_stands_on_the_page_as_text(run, tmp_path):
     assert "<script" not in text
     assert "<img src=x" not in text
     assert text.count("&lt;script") >= 8
+    assert "\x1b" not in text
+    assert "\\x1b" in text
 
 
 def test_class_names_stand_in_the_latent_figure_as_text():
@@ -119,7 +121,7 @@ def test_class_names_stand_in_the_latent_figure_as_text():
     assert "currentColor" in text
 
 
-NAMES = ["<$10_000", "$10_000_$20_000", r"\$5$", "_hidden", "caf\udce9", "endless" * 100]
+NAMES = ["<$10_000", "$10_000_$20_000", r"\$5$", "_hidden", "caf\udce9", "endless" * 100, "\x1b[31mred\nline"]
 
 
 def test_class_names_of_any_letters_cost_no_figure(tmp_path):
@@ -131,9 +133,13 @@ def test_class_names_of_any_letters_cost_no_figure(tmp_path):
     assert [each for each in warnings if "could not be written" in each] == []
     assert (tmp_path / "run" / "figures" / "class_samples.png").is_file()
     shown = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "run" / "report.html").read_text())
-    assert {"&lt;$10_000", "$10_000_$20_000", r"\$5$", " _hidden", r"caf\udce9", ("endless" * 4)[:23] + "…"} <= set(
-        shown
-    )
+    escaped = r"\x1b[31mred\x0aline"
+    cut = ("endless" * 4)[:23] + "…"
+    assert {"&lt;$10_000", "$10_000_$20_000", r"\$5$", " _hidden", r"caf\udce9", cut, escaped} <= set(shown)
+    (table,) = (tmp_path / "run" / "tensorboard").glob("*/codes/metadata.tsv")
+    lines = table.read_text().splitlines()
+    assert escaped in lines
+    assert len(lines) == len((table.parent / "tensors.tsv").read_text().splitlines())
 
 
 def test_a_setting_or_a_measure_with_dollars_is_drawn(tmp_path):

@@ -20,11 +20,12 @@ from yaml import YAMLError
 
 from vae_cli.errors import CONF, OVERLAYS, OWN_CONF, UserError, first_line, groups, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted, begin, ending
-from vae_cli.output import mute
+from vae_cli.output import mute, print_in_any_encoding
 
 DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 COMPLETION = re.compile(r"(install|uninstall|query)=(bash|fish|zsh)")
 COMPLETION_ALLOWED = "install=SHELL, uninstall=SHELL or query=SHELL, of bash, fish or zsh,"
+RERUN = "--experimental-rerun"
 ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError)
 
 
@@ -57,9 +58,11 @@ def guarded(name: str, body: Callable[[], object]) -> None:
     if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
+    print_in_any_encoding()
     try:
         try:
             _require_working_folder()
+            _refuse_pickles(sys.argv[1:])
             body()
         finally:
             ending()
@@ -135,6 +138,18 @@ def _require_working_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise UserError("the working folder is no longer there; change to one that is") from None
+
+
+def _refuse_pickles(arguments: Sequence[str]) -> None:
+    """Refuse Hydra's flag that reads settings from a pickle, whose code would run; argparse takes its beginnings too.
+
+    Raises:
+        UserError: it was given.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--e") and RERUN.startswith(flag):
+            raise UserError(f"{argument}: not allowed, it would run what a pickle holds; give the settings themselves")
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +12,10 @@ from typing import Any
 
 from vae_cli.command import guarded
 from vae_cli.config import flat, stored
-from vae_cli.disk import SETTINGS
-from vae_cli.errors import CONTROL, UserError, first_line, suggest
+from vae_cli.disk import SETTINGS, read_object, write_csv
+from vae_cli.errors import UserError, suggest
 from vae_cli.interruption import begin
-from vae_cli.output import bound_sign, number, writable
+from vae_cli.output import bound_sign, number, say, writable
 from vae_cli.sweep import REASON
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
@@ -116,7 +114,7 @@ def compare(paths: Sequence[str], metric: str | None = None, output: str | None 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for path in (_csv(rows, varied, folder / "comparison.csv"), *_figures(rows, varied, chosen, folder)):
-            print(writable(str(path)))
+            say(str(path))
     return rows
 
 
@@ -150,7 +148,7 @@ def _why_missing(job: Path) -> str | None:
     """Return why a job has no numbers, or only earlier ones; None where it is finished."""
     if (job / REASON).is_file():
         with (job / REASON).open(errors="backslashreplace") as file:
-            return f"{job}: {file.readline(LONGEST).strip().translate(CONTROL)}"
+            return f"{job}: {writable(file.readline(LONGEST).strip())}"
     return None if (job / "summary.json").is_file() else f"{job}: not finished"
 
 
@@ -160,13 +158,9 @@ def _by_number(job: Path) -> tuple[bool, int, str]:
 
 
 def _read(folder: Path) -> Run:
-    settings = stored(folder)
-    try:
-        numbers = json.loads((folder / "summary.json").read_text())
-        evaluation = folder / "evaluation.json"
-        numbers |= json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder}: cannot be read as a run ({first_line(error)})") from error
+    settings, evaluation = stored(folder), folder / "evaluation.json"
+    numbers = read_object(folder / "summary.json")
+    numbers |= read_object(evaluation) if evaluation.is_file() else {}
     return Run(folder, flat(settings), numbers)
 
 
@@ -266,14 +260,12 @@ def _csv(rows: Sequence[Row], varied: Sequence[str], path: Path) -> Path:
     """Write a line a run: its settings that vary, its numbers, its folder."""
     runs = [run for row in rows for run in row.runs]
     numbers = dict.fromkeys(k for run in runs for k, v in run.numbers.items() if number(v) is not None)
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow([*map(_short, varied), SEED, *numbers, "folder"])
-        for run in runs:
-            settings = [_value(run.settings.get(key)) for key in (*varied, SEED)]
-            found = [run.numbers[key] if number(run.numbers.get(key)) is not None else "" for key in numbers]
-            writer.writerow([*settings, *found, run.folder])
-    return path
+    table: list[Sequence[object]] = [[*map(_short, varied), SEED, *numbers, "folder"]]
+    for run in runs:
+        settings = [_value(run.settings.get(key)) for key in (*varied, SEED)]
+        found = [run.numbers[key] if number(run.numbers.get(key)) is not None else "" for key in numbers]
+        table.append([*settings, *found, str(run.folder)])
+    return write_csv(path, table)
 
 
 def _figures(rows: Sequence[Row], varied: Sequence[str], metric: str, folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from vae_cli.output import writable
+
 _HERE = Path(__file__).parent
 OWN_CONF: list[Path] = []  # folders of a user's own options
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
@@ -20,8 +22,6 @@ EXTRAS = {  # options that Hydra's plugins bring, and the extra of ours that ins
     "hydra/launcher=ray": "ray",
     "hydra/sweeper=optuna": "optuna",
 }
-
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n"}
 
 _MAIN = ["train"]  # the configuration of the command that runs
 _OTHERS: dict[str, list[str]] = {
@@ -86,7 +86,7 @@ def one_line(error: Exception) -> str:
     Where an error of ours has details, each is a line more.
     """
     lines = error.args if isinstance(error, UserError) else (_line(error),)
-    return "\n".join(line.translate(CONTROL) for line in lines)
+    return "\n".join(map(writable, lines))
 
 
 def _line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
 from vae_cli.command import DEBUGGING, import_torch, own_folders, run_hydra, told
-from vae_cli.disk import whole
+from vae_cli.disk import read_object, write
 from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
@@ -291,14 +291,13 @@ def _write(session: Session, found: dict[str, Any]) -> None:
     stamp = {"step": session.step, "examples": len(session.data), "seed": session.settings.seed}
     about = stamp | {"measure": session.measure, "notes": session.notes}
     try:
-        before = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:
+        before = read_object(path)
+    except UserError:  # none yet, or none that can be read
         before = {}
     if any(before.get(f"{split}/{key}") != value for key, value in stamp.items()):
         before = {key: value for key, value in before.items() if not key.startswith(f"{split}/")}
     now = {f"{split}/{key}": value for key, value in (plain(found) | about).items()}
-    with whole(path, f".{os.getpid()}") as partial:
-        partial.write_text(json.dumps(before | now, indent=2) + "\n")
+    write(path, json.dumps(before | now, indent=2) + "\n", mark=f".{os.getpid()}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vae_cli import errors
 from vae_cli.command import guarded, import_torch, own_folders, refuse_misused, told
 from vae_cli.config import check, check_part
 from vae_cli.data.index import NAME, Index, Shard, read_index, write_index
-from vae_cli.disk import whole
+from vae_cli.disk import Unwritable, whole
 from vae_cli.errors import CONF, UserError
 from vae_cli.schema import Data, Pack
 
@@ -229,15 +229,15 @@ def _in_parallel(out: Path, index: Index, jobs: list[Job], workers: int) -> None
         lines = iter(DataLoader(Shards(), None, num_workers=many, multiprocessing_context=FORK if many else None))
     for line in lines:
         if line.startswith("error: "):
-            raise UserError(f"out={out}: {line.removeprefix('error: ')}")
+            raise UserError(line.removeprefix("error: "))
         print(line)
 
 
 def _written(out: Path, index: Index, shard: Shard, examples: Examples, rows: torch.Tensor) -> str:
     try:
         _write(out, index, shard, examples, rows)
-    except OSError as error:
-        return f"error: {shard.file} cannot be written ({error.strerror})"
+    except Unwritable as error:
+        return f"error: {error}"
     return f"{out / shard.file}: {shard.examples:,} examples"
 
 

@@ -6,19 +6,22 @@ import importlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_buffer_registration_hook as buffer_registered
+from torch.nn.modules.module import register_module_parameter_registration_hook as parameter_registered
 
 from vae_cli import checkpoint
 from vae_cli.config import PATHS, completed, differing, require_run, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.schema import Config, Part, command, foreign
+from vae_cli.schema import OPTIONS, Config, Part, command, foreign
 from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
@@ -26,6 +29,7 @@ Places = str | Mapping[str, str] | None
 SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std", "center",
         "spread",
         "train examples", "valid examples", "test examples")  # fmt: skip
+ROOM, SMALL = 4, 10**7  # a model being built holds at most so many times the numbers of its weights, and so many more
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -178,11 +182,44 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: P
     state = checkpoint.load(path, device)
     with checkpoint.fitting(path):
         refuse_others(path, state, config)
-        spec = Spec.from_dict(state["spec"])
-        vae = build(config, spec).to(device)
-        vae.load_state_dict(state.get("averaged") or state["model"])
+        step, spec, weights = checkpoint.count_in(state, "step"), Spec.from_dict(state["spec"]), _weights(state)
+        with _no_larger_than(weights):
+            vae = build(config, spec).to(device)
+        vae.load_state_dict(weights)
         about = about_data(state)
-    return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+    return Restored(config, vae.eval().requires_grad_(False), spec, about, step)
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Any]:
+    return state.get("averaged") or state["model"]
+
+
+@contextmanager
+def _no_larger_than(weights: dict[str, Any]) -> Iterator[None]:
+    """Within the block refuse to build modules of far more numbers than some weights, before memory is filled.
+
+    Raises:
+        RuntimeError: settings, or a description of the data, ask for such.
+    """
+    left = [ROOM * sum(each.numel() for each in weights.values()) + SMALL]
+
+    def count(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
+        left[0] -= 0 if value is None else value.numel()
+        if value is not None and left[0] < 0:
+            raise RuntimeError(f"the model would be far larger than its weights, {name} alone {list(value.shape)}")
+
+    hooks = [register(count) for register in (parameter_registered, buffer_registered)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def own_parts(config: Config) -> list[str]:
+    """Return the parts of a configuration that are not vae_cli's own, each as group=name."""
+    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
+    return [f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name]]
 
 
 def told_of(dataset: Dataset) -> dict[str, dict[str, Any]]:

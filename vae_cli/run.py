@@ -22,11 +22,11 @@ from vae_cli.lock import locked
 from vae_cli.machine import flushing, memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
 from vae_cli.output import shell_assignment
-from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others, told_of
+from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, own_parts, refuse_others, told_of
 from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
-from vae_cli.schema import OPTIONS, Config, Part
+from vae_cli.schema import Config
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
@@ -62,12 +62,12 @@ def train(
     device = choose_device(config.trainer.device)
     refuse_links(folder)
     parallel.start(device)
-    alone = locked(folder) if parallel.rank() == 0 else nullcontext()
-    with alone, memory_told(), parallel.losses_told(), flushing():
+    alone = locked(folder) if parallel.rank() == 0 else nullcontext(lambda: None)
+    with alone as present, memory_told(), parallel.losses_told(), flushing():
         if parallel.rank() == 0 and not resume and (folder / "checkpoints" / checkpoint.LAST).is_file():
             raise UserError(f"{folder}: another process has trained there just now; start again to go on from it")
         try:
-            return _train(config, folder, device, resume, sweeping, accepted)
+            return _train(config, folder, device, resume, sweeping, accepted, present)
         finally:
             if device.type == "cuda":
                 gc.collect()  # what a job of a sweep held of the device is the next one's
@@ -80,6 +80,7 @@ def _train(
     resume: bool,
     sweeping: bool,
     accepted: Callable[[], None] | None,
+    present: Callable[[], None],
 ) -> dict[str, Any]:
     _set_up_process(config, device)
     with parallel.one_after_another():
@@ -97,7 +98,7 @@ def _train(
     told: list[str] = []
     last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
     last, best = checkpoint.move((last, best), device)
-    reporter = _reporter(folder, dataset, vae, last)
+    reporter = _reporter(folder, dataset, vae, last, present)
     try:
         trainer = _trainer(config, vae, objective, dataset, reporter, folder)
         if config.trainer.prune and sweeping:
@@ -130,20 +131,26 @@ def _refuse_ranks_of_other_data(dataset: Dataset) -> None:
             parallel.refuse(f"data: rank {rank} has other examples than rank 0 ({change}); ranks need the same data")
 
 
-def _reporter(folder: Path, dataset: Dataset, vae: VAE, last: dict[str, Any] | None) -> Reporter | Silent:
+def _reporter(
+    folder: Path, dataset: Dataset, vae: VAE, last: dict[str, Any] | None, present: Callable[[], None]
+) -> Reporter | Silent:
     """Return who writes for people: the first rank alone."""
     if parallel.rank() > 0:
         return Silent()
     folder.mkdir(parents=True, exist_ok=True)
-    return Reporter(folder, dataset.spec, conditional=vae.conditional, resumed_at=last["step"] if last else None)
+    return Reporter(
+        folder,
+        dataset.spec,
+        conditional=vae.conditional,
+        resumed_at=last["step"] if last else None,
+        refuse_to_go_on_without=present,
+    )
 
 
 @torch.no_grad()
 def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, device: torch.device) -> None:
     """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
-    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
-    own = ", ".join(f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
-    if not own:
+    if not (own := ", ".join(own_parts(config))):
         return
     x, y = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
     try:
@@ -167,8 +174,7 @@ def _states(
     path = folder / "checkpoints" / checkpoint.LAST
     with checkpoint.fitting(path):
         last = checkpoint.load_last(path.parent, "cpu", tell)
-        if not isinstance(last["step"], int):
-            raise TypeError("its step is no count")
+        checkpoint.count_in(last, "step")
         if change := changed(about_data(last), dataset):
             raise UserError(f"resume={folder}: the data changed since the run began ({change})")
         refuse_others(path, last, config)

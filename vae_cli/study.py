@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 
+DATABASE = "study.db"  # in the folder of the sweep
 SETTINGS = "settings"  # the attribute of a study that says what it searches
 
 
@@ -47,8 +49,9 @@ def go_on(config: DictConfig, folder: Path) -> None:
         return
     from optuna.trial import TrialState
 
-    study = _study(config)
-    _refuse_another(config, study, folder)
+    with _refused_if_damaged(folder / DATABASE):
+        study = _study(config)
+        _refuse_another(config, study, folder)
     for each in study.get_trials(deepcopy=False):
         if each.state == TrialState.RUNNING:  # no more: the sweep's lock is ours
             study._storage.set_trial_state(each._trial_id, TrialState.WAITING)
@@ -84,10 +87,28 @@ def searched(config: DictConfig) -> list[str]:
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
+@contextmanager
+def _refused_if_damaged(path: Path) -> Iterator[None]:
+    """Within the block a study is read; say in one line that the file which was there holds none.
+
+    Raises:
+        UserError: it does not.
+    """
+    there = path.is_file()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged ones fail in as many ways as the database and Optuna have
+        if not there:
+            raise
+        raise UserError(f"{path}: no study to go on with ({type(error).__name__}: {first_line(error)})") from error
+
+
 def _own(config: DictConfig) -> bool:
     """Whether a sweep has a study in its folder."""
     sweeper = config.hydra.sweeper
-    return "optuna" in sweeper._target_ and sweeper.get("storage") == f"sqlite:///{config.hydra.sweep.dir}/study.db"
+    return "optuna" in sweeper._target_ and sweeper.get("storage") == f"sqlite:///{config.hydra.sweep.dir}/{DATABASE}"
 
 
 def _study(config: DictConfig) -> Any:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import study
 from vae_cli.command import told
-from vae_cli.disk import SETTINGS
+from vae_cli.disk import SETTINGS, Unwritable, refuse_links, write
 from vae_cli.errors import UserError, one_line
 from vae_cli.interruption import begin
 from vae_cli.lock import Busy, locked, wait
@@ -46,6 +46,7 @@ class Sweep(Callback):
         with told("vae-train"):
             _refuse(config, folder)
             _refuse_settings(config)
+            refuse_links(folder, deep=False)
             _HELD.enter_context(locked(folder))
             study.go_on(config, folder)
         _BEGUN.append(folder)
@@ -156,17 +157,21 @@ def failed(folder: Path, error: Exception) -> str:
     details = "" if isinstance(error, UserError) else "\n" + "".join(traceback.format_exception(error))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / REASON).write_text(f"{line}\n{details}")
-    except OSError:  # a full disk, as like as not the reason itself
+        write(folder / REASON, f"{line}\n{details}")
+    except (OSError, Unwritable):  # a full disk, as like as not the reason itself
         _UNWRITTEN[folder] = line
     return line
 
 
 def failures() -> list[str]:
     """Return a line for each failed job of this process's sweeps."""
-    paths = [path for folder in _BEGUN for path in folder.rglob(REASON)]
-    found = {path.parent: path.read_text().partition("\n")[0] for path in paths} | _UNWRITTEN
+    paths = [path for folder in _BEGUN for path in folder.glob(f"*/{REASON}")]
+    found = {path.parent: _first_line(path) for path in paths} | _UNWRITTEN
     return [f"{folder}: {found[folder]}" for folder in sorted(found, key=lambda each: (len(each.name), each.name))]
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
 
 
 def unfinished() -> list[str]:

@@ -6,7 +6,6 @@ torch is imported only once the configuration has been accepted, so that help an
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -22,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders, refuse_misused
-from vae_cli.disk import SETTINGS, whole, written
+from vae_cli.disk import SETTINGS, read_object, write
 from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted, begin, deferred, heed
 from vae_cli.lock import Busy, wait
-from vae_cli.output import quoted, say, shell_assignment
+from vae_cli.output import number, quoted, say, shell_assignment
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
@@ -227,15 +226,22 @@ def _saved(folder: Path) -> bool:
 def _summary(folder: Path) -> dict[str, Any] | None:
     """Return the summary of a finished run; None of one that is not, or whose summary is damaged."""
     try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
+        found = read_object(folder / "summary.json")
+    except UserError:
         return None
-    return found if isinstance(found, dict) and "train/elbo" in found else None
+    return found if "train/elbo" in found else None
 
 
 def _score(settings: dict[str, Any], summary: dict[str, Any]) -> float:
-    """Return what a sweeper is to maximise; train/elbo where there are no validation examples."""
-    return summary.get(settings["score"], summary["train/elbo"])
+    """Return what a sweeper is to maximise; train/elbo where there are no validation examples.
+
+    Raises:
+        UserError: a summary from elsewhere holds no number there.
+    """
+    key = settings["score"] if settings["score"] in summary else "train/elbo"
+    if (found := number(summary[key])) is None:
+        raise UserError(f"summary.json: {key}={summary[key]} is no number")
+    return found
 
 
 def _typed(key: str) -> bool:
@@ -308,9 +314,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
         ("overrides", [each for each in dict.fromkeys(given) if not each.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
-        path = folder / ".hydra" / f"{name}.yaml"
-        with written(path), whole(path) as partial:
-            OmegaConf.save(OmegaConf.create(content), partial)
+        write(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:

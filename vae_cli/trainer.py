@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli import metrics, parallel, randomness
+from vae_cli.checkpoint import count_in
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
 from vae_cli.interruption import SIGNALS, Interruption
@@ -373,18 +374,19 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
-        self.step, self.seconds, self.waited = int(state["step"]), float(state["seconds"]), int(state["waited"])
+        self.step, self.waited = count_in(state, "step"), count_in(state, "waited")
+        self.seconds = float(state["seconds"])
         if best is not None:
-            best = best | {"score": float(best["score"]), "step": int(best["step"]), "epoch": float(best["epoch"])}
+            best = best | {"score": float(best["score"]), "step": count_in(best, "step"), "epoch": float(best["epoch"])}
             if best["step"] > self.step:  # killed between the writes of best.pt and last.pt
                 best["score"] = -math.inf if state["best_score"] is None else float(state["best_score"])
         self.best, self.given_up = best, bool(state["given_up"])
-        self.rollbacks, self.in_vain = int(state["rollbacks"]), int(state["in_vain"])
+        self.rollbacks, self.in_vain = count_in(state, "rollbacks"), count_in(state, "in_vain")
         self.reporter.warnings += [line for line in map(str, state["warnings"]) if line not in self.reporter.warnings]
         self.stepper.reset()
         self.stepper.sums.copy_(_own_sums(torch.atleast_2d(state["sums"])))
         self.stepper.skipped.copy_(state["skipped"])
-        self.stepper.summed = int(state["summed"])
+        self.stepper.summed = count_in(state, "summed")
         randomness.load_state_dict(state["random"], self.device)
 
 

@@ -31,6 +31,7 @@ GREY = ("1", "L", "I;16")  # how PIL calls pictures without colours
 OTHERS = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".exr", ".hdr", ".dcm", ".raw", ".dng",
           ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}  # pictures that are not read  # fmt: skip
 SHOWN = 5  # files that a line names
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # that PIL reads; for others it starts programs
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -451,6 +452,13 @@ def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None, 
         raise Unreadable({str(file): first_line(error)}) from None
 
 
+def open_picture(file: Path | str | BinaryIO) -> Any:
+    """Open a picture of one of the FORMATS by what is in it, whatever its name says: PostScript is a program."""
+    from PIL import Image
+
+    return Image.open(file, formats=FORMATS)
+
+
 def picture(
     file: Path | BinaryIO | Any,
     size: tuple[int, int] | None,
@@ -469,7 +477,7 @@ def picture(
     """
     from PIL import Image, ImageOps
 
-    with file if isinstance(file, Image.Image) else Image.open(file) as opened:
+    with file if isinstance(file, Image.Image) else open_picture(file) as opened:
         found = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     if crop is not None:
         left, top = (found.width - crop) // 2, (found.height - crop) // 2

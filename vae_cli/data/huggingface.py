@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import cached
 from vae_cli.data.examples import Examples, Feed, Splits
-from vae_cli.data.files import GREY, MODES, frame, in_threads, picture, refuse_resize_alone
+from vae_cli.data.files import GREY, MODES, frame, in_threads, open_picture, picture, refuse_resize_alone
 from vae_cli.errors import UserError, first_line, suggest
 
 OWN = {"valid": ("validation", "valid", "val"), "test": ("test",)}  # what splits are called
@@ -145,10 +145,8 @@ class Columns:
         return part.select_columns(kept).cast_column(self.image, datasets.Image(decode=False))
 
     def _opened(self, row: dict[str, Any]) -> Any:
-        from PIL import Image
-
         stored = row[self.image]
-        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
+        return open_picture(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
 
     def x(self, row: dict[str, Any]) -> Tensor:
         """Return the picture of a row, [C, H, W] bytes."""

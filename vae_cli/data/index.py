@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from vae_cli.disk import whole
+from vae_cli.disk import write
 from vae_cli.errors import UserError, first_line
 from vae_cli.schema import Count, Settings
 
@@ -83,5 +83,4 @@ def read_index(path: Path, key: str) -> Index:
 
 def write_index(index: Index, path: Path) -> None:
     """Write an index, whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(index.model_dump_json(indent=1))
+    write(path, index.model_dump_json(indent=1))

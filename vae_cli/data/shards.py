@@ -27,11 +27,14 @@ from torch import Tensor
 
 from vae_cli.data.cache import remembered, stamp
 from vae_cli.data.examples import Examples, Feed, Splits, gathered
-from vae_cli.data.files import GREY, SUFFIXES, frame, is_whole, levels_of, picture, refuse_resize_alone
+from vae_cli.data.files import GREY, SUFFIXES, frame, is_whole, levels_of, open_picture, picture, refuse_resize_alone
 from vae_cli.data.index import NAME, Index, Shard, read_index
 from vae_cli.data.mapped import std_mean
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 from vae_cli.schema import COMMAND
+
+MOST = 1_000_000  # shards that a pattern may name
+BRACES = re.compile(r"\{(-?\d{1,4000}|[A-Za-z])\.\.(-?\d{1,4000}|[A-Za-z])(?:\.\.-?(\d{1,4000}))?\}|([{},])")
 
 
 def shards(
@@ -95,23 +98,53 @@ def _expanded(key: str, path: str) -> list[str]:
     Raises:
         UserError: there are none, or they are somewhere else than in files.
     """
-    import braceexpand
-
     if re.match(r"\w+://", path):
         raise UserError(f"{key}={path}: local paths and pipe:COMMAND (pipe:curl -s URL) are allowed")
     if path.startswith(COMMAND):
-        return list(braceexpand.braceexpand(path))
+        return _without_braces(key, path)
     if Path(path).is_dir():
         urls = sorted(
             os.path.abspath(file) for file in Path(path).iterdir() if re.search(r"\.(tar|tgz|tar\.gz)$", file.name)
         )
     else:
-        urls = [os.path.abspath(url) for url in braceexpand.braceexpand(path)]  # no expansion is a command
+        urls = [os.path.abspath(url) for url in _without_braces(key, path)]  # no expansion is a command
     if absent := [url for url in urls if not Path(url).is_file()]:
         raise UserError(f"{key}={path}: {absent[0]} is not there; tar files are allowed")
     if not urls:
         raise UserError(f"{key}={path}: no shards in it (*.tar)")
     return urls
+
+
+def _without_braces(key: str, pattern: str) -> list[str]:
+    """Return the texts that a pattern with {000..123} and {a,b} stands for.
+
+    Raises:
+        UserError: they are too many, or its braces do not match.
+    """
+    import braceexpand
+
+    if (many := _many(pattern)) > MOST:
+        raise UserError(f"{key}={pattern}: names up to {many:,} shards; at most {MOST:,} are allowed")
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise UserError(f"{key}={pattern}: no pattern of shards ({first_line(error)})") from error
+
+
+def _many(pattern: str) -> int:
+    """Return how many texts a pattern stands for, without making them; lists within lists count as more."""
+    many, lists = 1, []
+    for first, last, step, mark in BRACES.findall(pattern):
+        if first:
+            ends = [int(end) if end.lstrip("-").isdecimal() else ord(end) for end in (first, last)]
+            many *= abs(ends[1] - ends[0]) // max(1, int(step or 1)) + 1
+        elif mark == "{":
+            lists.append(1)
+        elif lists and mark == ",":
+            lists[-1] += 1
+        elif lists:
+            many *= lists.pop()
+    return many
 
 
 def _fitting(index: Index, split: str, urls: list[str]) -> Index:
@@ -187,9 +220,7 @@ class Reader:
         found = next((name for name in sample if f".{name}" in SUFFIXES), None)
         if found is None:
             raise Broken("no picture and no npy in it")
-        from PIL import Image
-
-        opened = Image.open(io.BytesIO(sample[found]))
+        opened = open_picture(io.BytesIO(sample[found]))
         grey = opened.mode in GREY if self.color is None else self.color == "grayscale"
         return picture(opened, self.size, "L" if grey else "RGB", resize=self.resize)
 

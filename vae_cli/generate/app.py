@@ -16,6 +16,7 @@ from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, to
 from vae_cli.config import check, require_run
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.schema import PREFIX, Generate, task_schema
+from vae_cli.output import say
 
 if TYPE_CHECKING:
     from vae_cli.api import Trained
@@ -47,7 +48,7 @@ def application(composed: DictConfig) -> None:
         own_folders()
         import_torch()
         for path in generate(settings):
-            print(os.path.relpath(path))
+            say(os.path.relpath(path))
 
 
 def validate(raw: Any) -> Generate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import Trained, class_number
+from vae_cli.disk import whole, write_csv
 from vae_cli.errors import UserError
 from vae_cli.generate import latent, samplers
 from vae_cli.generate.sources import Examples, read_codes, read_mask
@@ -205,20 +205,19 @@ def anomaly(
     """
     if over_classes == "auto":
         over_classes = "mean" if model.conditional and model.spec.classes and examples.y is None else "none"
+    columns: dict[str, list[Any]] = {}
     if over_classes == "none":
         examples.need_labels()
-        scores, columns = _scores(model, examples, score, samples), {}
+        scores = _scores(model, examples, score, samples)
     else:
         scores, columns = _scores_over_classes(model, examples, score, samples, over_classes)
     if examples.y is not None:
         columns["label"] = examples.y.tolist()
     order = scores.argsort()
-    path = folder / "scores.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", score, *columns])
-        for i in order.tolist():
-            writer.writerow([i, f"{scores[i].item():.6g}", *(column[i] for column in columns.values())])
+    table: list[Sequence[object]] = [["index", score, *columns]]
+    for i in order.tolist():
+        table.append([i, f"{scores[i].item():.6g}", *(column[i] for column in columns.values())])
+    path = write_csv(folder / "scores.csv", table)
     least = order[: min(n, -(-len(order) // 2))]
     most = order[len(least) :].flip(0)[:n]  # of few examples none is shown twice
     worst, best = (examples.at(part.tolist())[0] for part in (least, most))
@@ -299,5 +298,6 @@ def _deviation(q: Any) -> Tensor:
 
 def _save(path: Path, **arrays: Any) -> Path:
     plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
-    np.savez_compressed(path, **plain)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **plain)
     return path

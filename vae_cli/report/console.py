@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from vae_cli.output import bound_sign, mute, writable
+from vae_cli.output import bound_sign, mute, print_in_any_encoding, writable
 
 ORDER = (
     "log_likelihood",
@@ -58,6 +58,7 @@ class Terminal:
     """
 
     def __init__(self, log: Path, *, fresh: bool = False):
+        print_in_any_encoding()
         self.console = Lasting(soft_wrap=True, highlight=False, emoji=False)
         self.log = log
         if fresh:

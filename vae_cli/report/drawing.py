@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.data import Spec
+from vae_cli.disk import whole
 from vae_cli.report import figures, pictures
 
 COLUMNS = 16  # examples side by side
@@ -46,7 +47,8 @@ def animation_of_rows(spec: Spec, rows: Sequence[Tensor], path: Path, millisecon
     steps = torch.stack([spec.standardize(row) for row in rows], dim=1)  # [steps, rows, *shape]
     frames = [Image.fromarray(_frame(step, spec).numpy()) for step in steps]
     frames += frames[-2:0:-1]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    with whole(path) as partial:
+        frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
     return path
 
 

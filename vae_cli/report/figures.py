@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from vae_cli.data import Spec
+from vae_cli.disk import whole
 from vae_cli.output import writable
 
 PANELS = ("elbo", "reconstruction", "kl", "kl_weight")
@@ -48,7 +49,8 @@ def save(figure: Figure, path: Path) -> Path:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")
 
 
 @contextmanager

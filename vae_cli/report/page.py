@@ -15,6 +15,7 @@ from torch import Tensor
 from vae_cli.config import typed
 from vae_cli.data import Resident, Spec
 from vae_cli.disk import TYPED
+from vae_cli.disk import write as write_file
 from vae_cli.metrics import Evaluation
 from vae_cli.output import writable
 from vae_cli.report import pictures
@@ -125,7 +126,9 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
     """Write report.html into a run folder; whatever text the run holds stands on the page as text."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     splits, rows = results(heading.summary, reversed(SPLITS))  # on a phone the first column is what one sees
     shown = ((label, heading.summary.get(f"{heading.split}/{name}")) for name, label in TILES)
@@ -136,9 +139,12 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
         heading=heading, run=folder.name, command=_command(folder), tiles=tiles, splits=splits, rows=rows,
         warnings=warnings, sections=sections,
     )  # fmt: skip
-    path = folder / "report.html"
-    path.write_text(writable(content), encoding="utf-8")
-    return path
+    return write_file(folder / "report.html", content)
+
+
+def _shown(value: Any) -> Any:
+    """Return a text of the run as a page can hold it; what was drawn, an element of the page itself, stays as it is."""
+    return writable(value) if type(value) is str else value
 
 
 def label_names(labels: Tensor | None, spec: Spec) -> list[str] | None:

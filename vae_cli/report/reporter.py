@@ -15,7 +15,7 @@ from torch import Tensor
 from vae_cli.command import DEBUGGING
 from vae_cli.config import as_chosen
 from vae_cli.data import Resident, Spec
-from vae_cli.disk import whole, written
+from vae_cli.disk import write, written
 from vae_cli.errors import first_line
 from vae_cli.metrics import Evaluation, undisturbed
 from vae_cli.output import number
@@ -37,10 +37,20 @@ class Reporter:
         spec: of the data.
         conditional: whether the model is given labels.
         resumed_at: the step a run goes on from; what was written after it is void.
+        refuse_to_go_on_without: called now and then; raises a UserError once the folder is no longer there.
     """
 
-    def __init__(self, folder: Path, spec: Spec, *, conditional: bool, resumed_at: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        spec: Spec,
+        *,
+        conditional: bool,
+        resumed_at: int | None = None,
+        refuse_to_go_on_without: Callable[[], None] = lambda: None,
+    ):
         self.folder, self.spec, self.conditional = folder, spec, conditional
+        self.refuse_to_go_on_without = refuse_to_go_on_without
         self.terminal = Terminal(folder / "train.log")
         self.metrics = folder / "metrics.jsonl"
         self.warnings: list[str] = []
@@ -95,6 +105,7 @@ class Reporter:
 
     def scalars(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
         """Scalars of training, once every log interval."""
+        self.refuse_to_go_on_without()
         self._write(step, epoch, scalars)
         self.terminal.numbers(epoch, scalars)
 
@@ -193,14 +204,12 @@ class Reporter:
         }
         self._on_board(lambda board: board.scalars(step + 1, tested))
         self._on_board(lambda board: board.settings(as_chosen(settings), tested or ["valid/elbo"]))
-        self.terminal.table(summary, note)
+        self.attempt("the table", lambda: self.terminal.table(summary, note))
 
     def conclude(self, summary: dict[str, Any]) -> None:
         """Write summary.json, the last of all: where it is, the run is finished and everything else was written."""
         content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
-        path = self.folder / "summary.json"
-        with written(path), whole(path) as partial:  # other jobs of a sweep may be reading
-            partial.write_text(content)
+        write(self.folder / "summary.json", content)  # whole: other jobs of a sweep may be reading
 
     def close(self) -> None:
         """Write what is left and let go of the files."""
@@ -231,8 +240,7 @@ def _truncate(metrics: Path, step: int) -> None:
     kept = [json.dumps(line) + "\n" for line in logged(metrics) if line["step"] <= step]
     text = "".join(kept)
     if text != metrics.read_text(errors="replace"):
-        with written(metrics), whole(metrics) as partial:
-            partial.write_text(text)
+        write(metrics, text)
 
 
 def logged(metrics: Path) -> Iterator[dict[str, float]]:
