@@ -91,7 +91,7 @@ def test_x_may_have_more_batch_than_the_outputs(name):
     outputs = torch.randn(3, part.outputs, 2, 2, dtype=torch.float64, requires_grad=True)
     for shape, own in (((5, 3), outputs), ((4,), outputs[:1]), ((3, 3), outputs)):
         x = torch.randint(2, (*shape, 2, 2)).double()
-        repeated = own.expand(*shape, *own.shape[1:]) if len(shape) > 1 else own.expand(*shape, *own.shape[1:])
+        repeated = own.expand(*shape, *own.shape[1:])
         found, expected = part(own, 2).log_prob(x), part(repeated, 2).log_prob(x)
         torch.testing.assert_close(found, expected)
         weights = torch.rand_like(found)

@@ -19,7 +19,6 @@ from torch.distributions import Distribution
 
 from vae_cli import parallel
 
-
 PACE = 10.0  # how fast a σ of each element moves: an optimizer's step of 0.001 is one per cent of it
 NEAREST = 16  # edges on either side of a logistic narrower than a level; e^−16 of it is beyond them
 
