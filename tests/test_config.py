@@ -18,7 +18,7 @@ from vae_cli.schema import OPTIONS
 GROUPS = groups()  # of vae-train
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
-OFFERED |= {"encoder", "low", "high", "examples"}
+OFFERED |= {"encoder", "low", "high", "examples", "center", "spread"}
 FILES = {name: ["data.path=."] for name in ("arrays", "images", "shards", "huggingface")}
 FILES |= {"conditional": ["conditional=label"]}
 FILES |= {

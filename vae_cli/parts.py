@@ -26,9 +26,8 @@ from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
 Places = str | Mapping[str, str] | None
-SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std", "center",
-        "spread",
-        "train examples", "valid examples", "test examples")  # fmt: skip
+SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std",
+        "center", "spread", "train examples", "valid examples", "test examples")  # fmt: skip
 ROOM, SMALL = 4, 10**7  # a model being built holds at most so many times the numbers of its weights, and so many more
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -266,12 +265,8 @@ def changed(then: dict[str, Any], dataset: Dataset, word: str = "now") -> str | 
     now = about_data(told_of(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
-            shown = (
-                ""
-                if key in ("mean", "std", "center", "spread", *dataset.examples)
-                else f": {then[key]}, {word} {now.get(key)}"
-            )
-            return f"{key}{shown}"
+            many = key in ("mean", "std", "center", "spread", *dataset.examples)  # too many numbers to show
+            return key if many else f"{key}: {then[key]}, {word} {now.get(key)}"
     return None
 
 

@@ -211,7 +211,10 @@ def _describe(splits: Splits) -> Spec:
 
 
 def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> tuple[Splits, Spec]:
-    """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked."""
+    """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked.
+
+    Unbounded data that are to keep their own units are described by these means and standard deviations instead.
+    """
     unbounded = raw.levels is None and not raw.unit and support == "real"
     wanted = unbounded if part.standardize == "auto" else part.standardize
     if not wanted and not unbounded:
