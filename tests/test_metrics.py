@@ -1,6 +1,7 @@
 """Honest numbers: what is estimated equals what is known in closed form."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from tests.conftest import TINY, configure, train
 from tests.test_objective import small_vae
 from vae_cli import metrics, parts
-from vae_cli.data import Examples, Resident
+from vae_cli.data import Examples, Resident, Spec
 from vae_cli.data.pixels import transform
 from vae_cli.errors import UserError
 from vae_cli.likelihood import Gaussian
@@ -265,8 +266,6 @@ def test_the_aggregate_posterior_of_well_separated_codes(posterior):
 
 
 def _spec(shape):
-    from vae_cli.data import Spec
-
     return Spec(shape=shape, levels=None, low=0.0, high=1.0)
 
 
@@ -354,6 +353,54 @@ def test_every_kind_of_model_ends_with_a_log_likelihood(tmp_path):
         assert found["measure"].startswith("log-mass of binary values")
         assert found["test/mutual_information"] <= found["test/mutual_information_bound"] + 1e-6
         assert ("test/kl_layer_1" in found) == ("model=ladder" in extra)
+
+
+def caveats_of(tmp_path, x, *overrides):
+    np.save(tmp_path / "x.npy", x)
+    data = parts.load_dataset(configure("data=arrays", f"data.path={tmp_path}/x.npy", *overrides))
+    likelihood = parts.build(configure("likelihood=gaussian", "model.hidden=[8]"), data.spec).likelihood
+    return metrics.caveats(data, likelihood)
+
+
+def test_columns_of_a_table_that_a_density_grows_on_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5))
+    assert caveats_of(tmp_path, x, "likelihood=gaussian") == []
+    x[:, 1], x[:, 3] = 7.0, np.arange(400) % 3
+    for extra in ([], ["data.standardize=false"]):
+        constant, few = caveats_of(tmp_path, x, "likelihood=gaussian", *extra)
+        assert constant.startswith("columns 1 (1 in all, counted from 0) hold a single value")
+        assert few.startswith("columns 3 (1 in all, counted from 0) hold at most 10 different values")
+    assert not any("columns" in note for note in caveats_of(tmp_path, (x > 0).astype("uint8")))  # binary
+    (few,) = caveats_of(tmp_path, np.stack([np.arange(400), np.arange(400) % 2], 1), "likelihood=gaussian")
+    assert few.startswith("columns 1 (")
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical", "gaussian", "continuous_bernoulli"])
+def test_an_elbo_that_a_model_is_not_needed_for_is_told(likelihood):
+    config = configure(f"likelihood={likelihood}", "data.dequantize=" + str(likelihood == "gaussian").lower())
+    data = parts.load_dataset(config)
+    vae = parts.build(config, data.spec)
+    x, _ = data.resident("test", CPU).batch(slice(None))
+    uniform = {"bernoulli": -64 * math.log(2), "categorical": -64 * math.log(17)}.get(likelihood, 0.0)
+
+    def said(elbo):
+        return metrics.worse_than_no_model(known_elbo(torch.full((9,), elbo)), "test", data.spec, vae.likelihood, x)
+
+    assert said(uniform + 0.1) is None
+    assert said(uniform - 0.1).startswith("test/elbo=")
+    assert said(-1.3e15).endswith("nothing has been learned; train longer, lower optimizer.lr, or look at the data")
+
+
+def test_a_table_is_no_better_explained_than_by_a_gaussian_for_each_column():
+    x = 3.0 + 5.0 * torch.randn(4000, 2, dtype=torch.float64)
+    nats = -2 * math.log(5.0) - math.log(2 * math.pi * math.e)
+    mean, std = tuple(x.mean(0).tolist()), tuple(x.std(0).tolist())
+    raw = Spec(shape=(2,), levels=None, low=-99.0, high=99.0)
+    for spec, seen in ((raw, x), (replace(raw, mean=mean, std=std), (x - x.mean(0)) / x.std(0))):
+        for elbo, worse in ((nats - 0.2, True), (nats + 0.2, False)):
+            found = metrics.worse_than_no_model(known_elbo(torch.full((9,), elbo)), "valid", spec, Gaussian(), seen)
+            assert (found is not None) == worse
 
 
 def test_the_final_numbers_can_do_without(tmp_path):

@@ -55,14 +55,77 @@ def test_a_curve_that_falls_is_called_overfitting_and_one_that_rises_not_converg
     assert diagnosis.warnings(lines, 0.0)[0].startswith("training went astray")
 
 
-@pytest.mark.parametrize(("validations", "noise"), [(12, 0.5), (30, 0.15), (60, 1.0)])
-def test_noise_about_a_level_raises_no_warning(validations, noise):
-    rng = np.random.default_rng(0)
-    raised = 0
-    for _ in range(300):
-        values = -100.0 - 50.0 * np.exp(-np.arange(validations)) + noise * rng.normal(size=validations)
-        raised += bool(diagnosis.warnings([*map(line, range(validations), values.tolist())], 0.0))
-    assert raised <= 15
+CLIMBS = {
+    "fast": lambda t: -100 - 50 * np.exp(-t / 2),
+    "slow": lambda t: -100 - 50 * np.exp(-8 * t / len(t)),
+    "none": lambda t: -100 + 0 * t,
+}
+FALLS = {  # 2 nats lost by the end: from a tenth, three and six tenths of the run on, or within a sixth of it
+    "from 0.1": lambda t: np.clip((t / t[-1] - 0.1) / 0.9, 0, 1),
+    "from 0.3": lambda t: np.clip((t / t[-1] - 0.3) / 0.7, 0, 1),
+    "from 0.6": lambda t: np.clip((t / t[-1] - 0.6) / 0.4, 0, 1),
+    "sudden": lambda t: np.clip((t / t[-1] - 0.5) * 6, 0, 1),
+}
+
+
+def noisy(curve, noise, correlation, rng):
+    """A curve [n] with stationary noise AR(1) of a standard deviation."""
+    steps = noise * math.sqrt(1 - correlation**2) * rng.normal(size=len(curve))
+    wander = [noise * rng.normal()]
+    for step in steps[1:]:
+        wander.append(correlation * wander[-1] + step)
+    return curve + np.array(wander)
+
+
+def told(curve):
+    return [each.partition(":")[0] for each in diagnosis.warnings([*map(line, range(len(curve)), curve.tolist())], 0.0)]
+
+
+@pytest.mark.parametrize(("validations", "noise"), [(12, 0.5), (17, 0.5), (30, 0.15), (50, 0.5), (60, 1.0)])
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8])
+def test_noise_about_a_level_raises_no_warning(validations, noise, correlation):
+    rng, times = np.random.default_rng(0), np.arange(validations)
+    raised = [bool(told(noisy(climb(times), noise, correlation, rng))) for climb in CLIMBS.values() for _ in range(50)]
+    assert sum(raised) <= 0.05 * len(raised)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.8, 0.9])
+def test_a_fall_of_two_nats_is_found_among_autocorrelated_noise(correlation):
+    rng, times = np.random.default_rng(0), np.arange(50)
+    found = [
+        told(noisy(CLIMBS["fast"](times) - 2 * fall(times), 0.3, correlation, rng)) == ["overfitting"]
+        for fall in FALLS.values()
+        for _ in range(30)
+    ]
+    assert sum(found) >= 0.8 * len(found)
+
+
+@pytest.mark.parametrize("validations", [10, 17])
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_falls_and_rises_of_short_curves_are_found(validations, noise):
+    rng, times = np.random.default_rng(0), np.arange(validations)
+    climb = -100 - 50 * np.exp(-25 * times / validations)
+    for part in ("from 0.1", "from 0.3"):
+        assert told(noisy(climb - 2 * FALLS[part](times), noise, 0.5, rng)) == ["overfitting"]
+    assert told(noisy(-150 + 50 * times / validations, noise, 0.5, rng)) == ["not converged"]
+
+
+def test_a_smooth_fall_from_the_first_validation_is_no_level():
+    assert told(-100 - 0.05 * np.arange(40)) == ["overfitting"]
+    assert told(-100 + 0.05 * np.arange(40)) == ["not converged"]
+
+
+def test_few_validations_and_few_steps_are_judged_too():
+    def found(key, *values, step=5000):
+        lines = [{"epoch": k, "step": step * (k + 1) // len(values), key: value} for k, value in enumerate(values)]
+        return [each.partition(":")[0] for each in diagnosis.warnings(lines, 0.0)]
+
+    assert found("valid/elbo", -540.0, -300.0, -180.0) == ["not converged"]
+    assert found("valid/elbo", -540.0, -140.0) == ["not converged"]
+    assert found("valid/elbo", -540.0, -140.0, -139.5, -139.2) == found("valid/elbo", -100.0, -99.5) == []
+    assert found("train/elbo", -540.0, -400.0, -350.0, -300.0, -260.0, -210.0) == ["not converged"]
+    assert found("train/elbo", -540.0, -140.0, -130.0, -131.0, -129.0, -130.0) == []
+    assert found("valid/elbo", -100.0, -100.0, step=180) == ["only 180 steps"]
 
 
 def test_an_overfitting_run_says_so(tmp_path):

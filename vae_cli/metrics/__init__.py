@@ -5,7 +5,7 @@ from vae_cli.metrics.disentanglement import codes, dci, factors, linear_probe, m
 from vae_cli.metrics.elbo import ACTIVE, Evaluation, bits_per_dim, decodes_at_once, enough_draws, evaluate, undisturbed
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers
-from vae_cli.metrics.meaning import caveats, measure
+from vae_cli.metrics.meaning import caveats, measure, worse_than_no_model
 from vae_cli.metrics.quality import inception_fid, quality
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "numbers",
     "quality",
     "undisturbed",
+    "worse_than_no_model",
 ]
