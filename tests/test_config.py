@@ -79,6 +79,14 @@ WRONG = {
     ("trainer.epochs=abc",): "trainer.epochs=abc: an integer is allowed",
     ("trainer.epochs=1.5",): "trainer.epochs=1.5: an integer is allowed",
     ("trainer.compile=3",): "trainer.compile=3: true or false is allowed",
+    ("trainer.checkpoint_every=2 weeks",): (
+        "trainer.checkpoint_every=2 weeks: 'auto' or an integer or a text such as "
+        '"2 epochs", "10 minutes" or "2 hours" is allowed'
+    ),
+    ("trainer.epochs=${oc.env:ABSENT}",): "trainer.epochs: Environment variable 'ABSENT' not found",
+    ("trainer.epochs='3'",): (
+        "trainer.epochs='3': a text; an integer is allowed (of the environment: ${oc.decode:${oc.env:NAME}})"
+    ),
     ("seed=abc",): "seed=abc: an integer is allowed",
     ("seed=null",): "seed=null: an integer is allowed",
     ("optimizer.lr=nan",): "optimizer.lr=nan: a finite number is allowed",

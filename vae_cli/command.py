@@ -69,7 +69,7 @@ def guarded(name: str, body: Callable[[], object]) -> None:
     except BrokenPipeError:  # `vae-train --help | head`
         mute()
     except Exception as error:
-        if DEBUGGING or not (line := _expected(error)):
+        if DEBUGGING or not (line := expected(error)):
             raise
         sys.exit(f"{name}: error: {line}")
     except KeyboardInterrupt as interrupt:
@@ -118,7 +118,7 @@ def _refuse_choice(argument: str, group: str, value: str) -> None:
         raise UserError(f"{argument}: one option of {group if '/' in group else f'conf/{group}'} is allowed ({hint})")
 
 
-def _expected(error: Exception) -> str | None:
+def expected(error: Exception) -> str | None:
     """Return the line for an error that the person can mend; None for a mistake of ours, whose traceback is needed."""
     if isinstance(error, ERRORS):
         return one_line(error)
@@ -159,10 +159,10 @@ def told(name: str) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except ERRORS as error:
-        if DEBUGGING:
+    except Exception as error:
+        if DEBUGGING or not (line := expected(error)):
             raise
-        sys.exit(f"{name}: error: {one_line(error)}")
+        sys.exit(f"{name}: error: {line}")
 
 
 def import_torch() -> None:

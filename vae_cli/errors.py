@@ -109,15 +109,18 @@ def _line(error: Exception) -> str:
         return f"{key}: no such group of options{suggest(key, groups())}" if "@" in key else unknown_setting(key)
     if "Missing mandatory value" in text:
         return f"{getattr(error, 'full_key', None) or text.split()[-1]}: required; nothing was given"
+    if text.startswith(MERGING) and error.__cause__ is not None:
+        return f"{text.splitlines()[0].removeprefix(MERGING)}: {first_line(error.__cause__)}"
     return _reworded(text, getattr(error, "full_key", None)) or (text.splitlines()[0] if text else first_line(error))
 
 
+MERGING = "Error merging override "  # how Hydra begins to say that a value does not fit
 REWORDED = {  # what Hydra and OmegaConf say, and what it means for what was typed
     r"Could not find '([^']+)'": "{}: no such option",
     r"Ambiguous value for argument '(.+)'": "{}: several values; one is allowed (a list is [A,B], -m begins a sweep)",
+    r"Sweep parameters '(.+=interval\(.+)'": "{}: only a search draws from an interval; -m sweep=optuna is one",
     r"Sweep parameters '(.+)' requires --multirun": "{}: several values; one is allowed (-m begins a sweep)",
     r"Multiple values for (\S+)\. ": "+{0}: has its place already; drop the +",
-    r"(?s)Error merging override ([^\n]+)\n([^\n]+)": "{}: {}",
     r"(?s)Error in call to target '([^']+)':\n([^\n]+)": "{}: {}",
 }
 

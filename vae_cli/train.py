@@ -20,9 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
-from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders, refuse_misused
+from vae_cli.command import DEBUGGING, ERRORS, expected, guarded, own_folders, refuse_misused
 from vae_cli.disk import SETTINGS, read_object, write
-from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
+from vae_cli.errors import CONF, OVERLAYS, UserError
 from vae_cli.interruption import RESUMABLE, Interrupted, begin, deferred, heed
 from vae_cli.lock import Busy, wait
 from vae_cli.output import number, quoted, say, shell_assignment
@@ -159,11 +159,11 @@ def application(composed: DictConfig) -> float | None:
     except Exception as error:
         if claimed:  # another run's claim is not ours to withdraw
             _withdraw(folder)
-        expected = isinstance(error, ERRORS)
-        if DEBUGGING or not (sweeping or expected):
+        line = expected(error)
+        if DEBUGGING or not (sweeping or line):
             raise
         if not sweeping:
-            sys.exit(f"vae-train: error: {one_line(error)}")
+            sys.exit(f"vae-train: error: {line}")
         if isinstance(error, Busy):
             print(f"job {folder.name} left alone: {error}", file=sys.stderr)
         else:
