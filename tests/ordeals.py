@@ -340,7 +340,11 @@ def _pictures(folder: Path) -> Reader:
     path = folder / "pictures" / "damaged.png"
     path.parent.mkdir()
     Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(path)
-    return path, path.read_bytes(), lambda: files.images(path=str(path.parent), size=8, color="rgb")
+    return (
+        path,
+        path.read_bytes(),
+        partial(files.images, path=str(path.parent), size=8, color="rgb", resize="crop", on_broken="stop"),
+    )
 
 
 READERS: dict[str, Callable[[Path], Reader]] = {

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tests.conftest import command
-from vae_cli.compare import compare, find, group, varying
+from vae_cli.compare import compare, find, group, missing, varying
 from vae_cli.errors import UserError
+from vae_cli.report import figures
 
 
 def fake(folder, numbers, measure="log-mass of binary values", **settings):
@@ -142,5 +143,58 @@ def test_odd_numbers_and_settings_are_no_traceback(tmp_path):
         compare([str(tmp_path / name)])
     deep = fake(tmp_path / "deep", {})
     (deep / "summary.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="deep: cannot be read as a run"):
+    with pytest.raises(UserError, match=r"deep/summary\.json: cannot be read"):
         compare([str(deep)])
+
+
+def test_jobs_that_failed_or_are_not_finished_are_told(sweep, capsys):
+    assert missing(sweep) == []
+    (sweep / "10").mkdir()
+    (sweep / "10" / "error.txt").write_text("kl.weight=-1: at least 0 \x1b[31mis allowed\nTraceback …\n")
+    fake(sweep / "9", {})
+    (sweep / "9" / "summary.json").unlink()
+    (sweep / "2" / "error.txt").write_text("out of memory\n")  # as it went on with more epochs
+    compare([str(sweep)])
+    assert capsys.readouterr().out.split(f"{sweep}: ")[1].splitlines()[:4] == [
+        "3 of 8 jobs failed or are not finished",
+        f"{sweep}/2: out of memory",
+        f"{sweep}/9: not finished",
+        rf"{sweep}/10: kl.weight=-1: at least 0 \x1b[31mis allowed",
+    ]
+
+
+def test_a_sweep_whose_jobs_all_failed_says_why(tmp_path):
+    for job in range(30):
+        (tmp_path / str(job)).mkdir()
+        (tmp_path / str(job) / "error.txt").write_text("kl.weight=-1: at least 0 is allowed\n")
+    done = command(tmp_path, module="vae_cli.compare")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert lines[1] == f"{tmp_path}: 30 of 30 jobs failed or are not finished"
+    assert lines[2] == f"{tmp_path}/0: kl.weight=-1: at least 0 is allowed"
+    assert lines[-1] == "… and 10 more"
+
+
+def test_a_curve_joins_only_runs_with_the_same_other_settings(tmp_path, monkeypatch):
+    """The objectives differ, and so do the numbers by far: one line through all would be no curve of anything."""
+    for job, (objective, size) in enumerate((name, size) for name in ("ELBO", "IWAE") for size in (2, 8)):
+        elbo = size - 100.0 * (objective == "IWAE")
+        fake(tmp_path / str(job), {"test/elbo": elbo}, objective___target_=objective, model__latent_dim=size)
+    drawn = {}
+    monkeypatch.setattr(figures, "over_setting", lambda curves, key, metric, path: drawn.update({key: curves}) or path)
+    compare([str(tmp_path)])
+    assert {key: dict(curves) for key, curves in drawn.items()} == {
+        "model.latent_dim": {
+            "objective=ELBO": [(8.0, [8.0]), (2.0, [2.0])],
+            "objective=IWAE": [(8.0, [-92.0]), (2.0, [-98.0])],
+        }
+    }
+
+
+def test_mutual_information_at_its_bound_is_marked(tmp_path, capsys):
+    for weight, bound in ((1, 3.05), (2, 9.0)):
+        numbers = {"test/elbo": 1.0, "test/mutual_information": 3.0, "test/mutual_information_bound": bound}
+        fake(tmp_path / str(weight), numbers, kl__weight=weight)
+    compare([str(tmp_path)])
+    shown = [line for line in capsys.readouterr().out.splitlines() if "3.000" in line]
+    assert sorted("≥ 3.000" in line for line in shown) == [False, True]

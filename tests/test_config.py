@@ -18,7 +18,7 @@ from vae_cli.schema import OPTIONS
 GROUPS = groups()  # of vae-train
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
 OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
-OFFERED |= {"encoder", "low", "high", "examples"}
+OFFERED |= {"encoder", "low", "high", "examples", "center", "spread"}
 FILES = {name: ["data.path=."] for name in ("arrays", "images", "shards", "huggingface")}
 FILES |= {"conditional": ["conditional=label"]}
 FILES |= {
@@ -79,6 +79,14 @@ WRONG = {
     ("trainer.epochs=abc",): "trainer.epochs=abc: an integer is allowed",
     ("trainer.epochs=1.5",): "trainer.epochs=1.5: an integer is allowed",
     ("trainer.compile=3",): "trainer.compile=3: true or false is allowed",
+    ("trainer.checkpoint_every=2 weeks",): (
+        "trainer.checkpoint_every=2 weeks: 'auto' or an integer or a text such as "
+        '"2 epochs", "10 minutes" or "2 hours" is allowed'
+    ),
+    ("trainer.epochs=${oc.env:ABSENT}",): "trainer.epochs: Environment variable 'ABSENT' not found",
+    ("trainer.epochs='3'",): (
+        "trainer.epochs='3': a text; an integer is allowed (of the environment: ${oc.decode:${oc.env:NAME}})"
+    ),
     ("seed=abc",): "seed=abc: an integer is allowed",
     ("seed=null",): "seed=null: an integer is allowed",
     ("optimizer.lr=nan",): "optimizer.lr=nan: a finite number is allowed",
@@ -91,7 +99,7 @@ WRONG = {
     ("data.valid=1.5",): "data.valid=1.5: a count (0, 1, 2, …) or a fraction below 1 is allowed",
     ("trainer.precision=fp16",): "trainer.precision=fp16: 'fp32', 'tf32' or 'bf16' is allowed",
     ("likelihood=gaussian", "likelihood.scale=share"): (
-        "likelihood.scale=share: 'per_pixel', 'shared' or 'optimal' or a number is allowed"
+        "likelihood.scale=share: 'per_pixel', 'per_element', 'shared' or 'optimal' or a number is allowed"
     ),
     ("kl.warmup=3",): (
         "kl.warmup: has no effect with the chosen kl; it is a setting of kl=capacity, kl=cosine, kl=linear, kl=sigmoid"
@@ -138,9 +146,6 @@ WRONG = {
     ("objective=iwae", "kl.free_bits=0.1"): ("kl.free_bits=0.1: has no effect with objective=iwae; 0 is allowed"),
     ("objective=beta_tc", "kl=capacity"): (
         "kl=capacity: has no effect with objective=beta_tc; any other kl is allowed"
-    ),
-    ("objective=iwae", "model=ladder"): (
-        "objective.gradient=dreg: model=ladder shares weights between q and p; standard is allowed"
     ),
     ("objective=factor", "model=ladder"): (
         "model=ladder: its layers depend on one another; objective=elbo, iwae or mmd is allowed"

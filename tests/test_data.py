@@ -1,10 +1,14 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from tests.conftest import configure
-from vae_cli import parts
+from tests.conftest import configure, train
+from vae_cli import likelihood as L
+from vae_cli import metrics, parts
 from vae_cli.data import Examples, Resident, Splits, files, pixels, vision
 from vae_cli.data.examples import carve
 from vae_cli.errors import UserError
@@ -235,7 +239,13 @@ ARRAYS = {
     "colour_first": (np.random.default_rng(0).integers(0, 256, (40, 3, 9, 6)).astype("uint8"), (3, 9, 6), 256),
     "binary": (np.random.default_rng(0).integers(0, 2, (40, 9, 6)).astype("float64"), (9, 6), 2),
     "bool": (np.random.default_rng(0).integers(0, 2, (40, 5)).astype("bool"), (5,), 2),
-    "counts": (np.tile(np.arange(12), (40, 1)).astype("int64"), (12,), 12),
+    "counts": (np.tile(np.arange(12), (40, 1)).astype("int64"), (12,), None),
+    "codes_as_bytes": (np.tile(np.arange(12), (40, 1)).astype("uint8"), (12,), 256),
+    "whole_bits": (np.random.default_rng(0).integers(0, 2, (40, 5)).astype("int64"), (5,), 2),
+    "whole_picture": (np.tile(np.arange(17), (40, 2, 1)).astype("int64"), (2, 17), 17),
+    "whole_colours": (np.tile(np.arange(17), (40, 3, 2, 1)).astype("uint16"), (3, 2, 17), 17),
+    "whole_volume": (np.tile(np.arange(17), (40, 9, 2, 1)).astype("int64"), (9, 2, 17), None),
+    "whole_picture_beyond_bytes": (np.tile(np.arange(300), (40, 2, 1)).astype("int64"), (2, 300), None),
     "volume": (np.random.default_rng(0).random((40, 2, 3, 4, 5)), (2, 3, 4, 5), None),
 }
 
@@ -250,6 +260,57 @@ def test_arrays_of_any_shape(name, suffix, tmp_path):
     assert (data.spec.shape, data.spec.levels) == (shape, levels)
     assert [len(part) for part in (data.train, data.valid, data.test)] == [28, 4, 8]
     assert data.spec.classes == (4 if suffix == "npz" else None)
+
+
+PEOPLE = np.stack(
+    [rng.integers(low, high, 400) for rng in [np.random.default_rng(1)] for low, high in ((18, 91), (0, 2), (1, 5))], 1
+)  # age, sex, grade
+
+
+@pytest.mark.parametrize("income", [200, 2000])  # the largest value says nothing of what the others are
+@pytest.mark.parametrize("kind", ["int64", "int8", "uint16"])
+def test_a_table_of_whole_numbers_is_the_table_of_the_same_floats(income, kind, tmp_path):
+    x = PEOPLE if kind == "int8" else np.column_stack([PEOPLE, np.arange(400) % income])
+    np.save(tmp_path / "whole.npy", x.astype(kind))
+    np.save(tmp_path / "real.npy", x.astype("float64"))
+    for extra in ([], ["data.standardize=true"], ["data.standardize=false"]):
+        whole, real = (
+            dataset("data=arrays", f"data.path={tmp_path}/{name}.npy", "likelihood=gaussian", *extra)
+            for name in ("whole", "real")
+        )
+        assert whole.spec == real.spec
+        assert whole.spec.levels is None
+        assert (whole.spec.mean is None) == ("data.standardize=false" in extra)
+        assert torch.equal(whole.train.x, real.train.x)
+        assert (whole.taken, real.taken) == ("real values", None)
+
+
+def test_a_table_of_codes_gets_no_likelihood_of_grey_levels(tmp_path):
+    np.save(tmp_path / "codes.npy", np.arange(2000).reshape(400, 5) % 5)
+    path = f"data.path={tmp_path}/codes.npy"
+    with pytest.raises(UserError, match=r"likelihood=Bernoulli: the data's values run from 0 to 4; values in \[0, 1\]"):
+        dataset("data=arrays", path)
+    with pytest.raises(UserError, match=r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures"):
+        dataset("data=arrays", path, "likelihood=categorical")
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
+        dataset("data=arrays", path, "likelihood=gaussian", "data.dequantize=true")
+
+
+def test_bytes_that_are_hardly_grey_levels_and_labels_that_are_hardly_classes_are_told(tmp_path):
+    def notes(**content):
+        np.savez(tmp_path / "x.npz", **content)
+        return dataset("data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian").notes
+
+    codes, pictures = np.arange(2000).reshape(400, 5) % 5, np.arange(400 * 12).reshape(400, 3, 4) % 17
+    (note,) = notes(x=codes.astype("uint8"))
+    assert note.startswith("bytes are grey levels of 255, but none exceeds 4")
+    assert note.endswith("they are values of their own")
+    assert notes(x=pictures.astype("uint8"))[0].endswith("they are their own levels")
+    assert notes(x=pictures.astype("uint8") * 15) == notes(x=codes) == notes(x=codes == 0) == ()
+    (note,) = notes(x=codes, y=np.round(np.linspace(0, 900, 400)))
+    assert note.startswith("labels `y` are 400 different numbers, taken for as many classes")
+    assert notes(x=codes, y=np.arange(400))
+    assert notes(x=codes, y=np.arange(400) % 30) == notes(x=codes, y=np.arange(400) % 20 / 1.0) == ()
 
 
 def test_an_npz_with_one_array_serves_and_labels_may_be_names_or_attributes(tmp_path):
@@ -346,10 +407,111 @@ def test_a_limit_is_no_biased_sample_of_a_sorted_source(tmp_path):
     assert torch.bincount(dataset(*limited).train.y, minlength=10).min() > 5
 
 
+def test_a_limit_holds_for_every_split_and_limit_train_for_training_alone(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.random.rand(1000, 3))
+    own = ["data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian"]
+    whole = dataset(*own).sizes
+    assert dataset(*own, "data.limit=50").sizes == dict.fromkeys(whole, 50)
+    assert dataset(*own, "data.limit_train=50").sizes == whole | {"train": 50}
+    assert dataset(*own, "data.limit=50", "data.limit_train=20").sizes == {"train": 20, "valid": 50, "test": 50}
+
+
+def test_columns_may_have_names(tmp_path):
+    own = ["data=arrays", f"data.path={tmp_path}/x.npz", "likelihood=gaussian"]
+    np.savez(tmp_path / "x.npz", x=np.random.randn(40, 3) * 9, features=["a", "b", "c"])
+    assert dataset(*own).spec.features == ("a", "b", "c")
+    np.savez(tmp_path / "x.npz", x=np.random.randn(40, 3) * 9, features=["a", "b"])
+    with pytest.raises(UserError, match=r"`features` of shape \[2\].*one name for each of the columns \[3\]"):
+        dataset(*own)
+
+
 def test_a_broken_picture_is_named(pictures):
     (pictures / "dogs" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
         dataset("data=images", f"data.path={pictures}")
+
+
+def test_broken_pictures_are_skipped_where_that_is_asked_and_told_of(pictures, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    (pictures / "dogs" / "broken.png").write_bytes(b"no picture")
+    cut = pictures / "cats" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    images = ["data=images", f"data.path={pictures}", "data.size=8", "likelihood=gaussian", "data.test=0"]
+    with pytest.raises(UserError, match=r"3\.png cannot be read as an image .*, and 1 others; data\.on_broken=skip"):
+        dataset(*images)
+    for few in (2, 200):  # with the cache and without
+        monkeypatch.setattr(files, "FEW", few)
+        found = dataset(*images, "data.on_broken=skip")
+        assert torch.bincount(torch.cat([found.train.y, found.valid.y])).tolist() == [9, 10]
+        (note,) = metrics.caveats(found, L.Categorical(levels=256))
+        assert note.startswith("2 of 21 pictures cannot be read and are skipped: ")
+        assert f"{cut} (" in note
+    for path in (pictures / "cats").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cats.0\.png cannot be read as an image .*, and 9 others"):
+        dataset("data=images", f"data.path={pictures}/cats", "data.on_broken=skip")
+
+
+def test_pictures_that_are_not_read_are_told_of(pictures):
+    (pictures / "dogs" / "phone.HEIC").write_bytes(b"whatever")
+    (pictures / "readme.txt").write_text("no picture, and nobody takes it for one")
+    found = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=gaussian")
+    assert found.notes == ("1 pictures (.heic) are skipped: convert them to .png or .jpg to use them",)
+    (pictures / "dogs" / "phone.HEIC").rename(pictures / "phone.heic")
+    for name in ("cats", "dogs"):
+        shutil.rmtree(pictures / name)
+    with pytest.raises(UserError, match=r"no images in it .*; 1 pictures \(\.heic\) are skipped"):
+        dataset("data=images", f"data.path={pictures}")
+
+
+def test_a_picture_fills_its_frame_as_it_is_told(tmp_path):
+    wide = np.zeros((10, 20, 3), dtype="uint8")
+    wide[:, :5] = 255  # a quarter at the left is white
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+
+    def framed(resize):
+        return files.picture(tmp_path / "wide.png", (8, 8), "L", resize=resize)[0].float() / 255
+
+    crop, pad, stretch = map(framed, ("crop", "pad", "stretch"))
+    assert crop[:, 1:].max() == 0  # the white quarter is cut away
+    assert pad[:2].max() == pad[6:].max() == 0
+    assert pad[2:6, :2].min() > 0.8
+    assert stretch[:, :2].mean() > 0.9
+    assert stretch[:, 3:].max() == 0
+    made = dataset("data=images", f"data.path={tmp_path}", "data.size=8", "data.resize=pad", "data.valid=0",
+                   "data.test=0", "data.color=grayscale", "likelihood=gaussian").train.x  # fmt: skip
+    torch.testing.assert_close(made[0, 0].float() / 255, pad)
+    for other in ("data=shards", "data=huggingface"):
+        with pytest.raises(UserError, match=r"data\.resize=pad: has no effect with data\.size=null"):
+            dataset(other, f"data.path={tmp_path}", "data.resize=pad")
+
+
+def test_a_run_that_was_stored_before_a_setting_of_its_data_goes_on_loading(pictures, tmp_path):
+    settings = configure("data=images", f"data.path={pictures}").plain
+    for key in ("resize", "on_broken"):
+        del settings["data"][key]
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
+    config = parts.settings_of(tmp_path)
+    assert (config.data.resize, config.data.on_broken) == ("crop", "stop")
+    parts.refuse_others(tmp_path, {"config": settings}, config)
+
+
+def test_few_steps_on_pictures_are_told_of_at_the_start(pictures, tmp_path_factory):
+    images = ["data=images", f"data.path={pictures}", "data.size=32", "model.hidden=[4]", "likelihood=gaussian",
+              "trainer.log_likelihood_samples=0"]  # fmt: skip
+    for k, (length, told) in enumerate((("trainer.epochs=2", True), ("trainer.steps=2", False))):
+        folder = tmp_path_factory.mktemp(f"run{k}")
+        train(folder, *images, length)
+        hint = "2 steps are few for examples of [3, 32, 32]: trainer.steps=5000"
+        assert (hint in (folder / "train.log").read_text()) == told
+
+
+def test_the_likelihood_for_colour_pictures_is_told(pictures):
+    found = dataset("data=images", f"data.path={pictures}", "data.size=8")
+    assert any("take likelihood=discretized_logistic" in note for note in metrics.caveats(found, L.Bernoulli()))
+    found = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=discretized_logistic")
+    assert metrics.caveats(found, L.DiscretizedLogistic(levels=256)) == []
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
@@ -371,8 +533,8 @@ def test_a_picture_keeps_its_colours_and_place(tmp_path):
 SUPPORT = {
     "bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
     "continuous_bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
-    "categorical": r"without being grey levels; integers in 0 … 255 are allowed",
-    "discretized_logistic": r"without being grey levels; integers in 0 … 255 are allowed",
+    "categorical": r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed",
+    "discretized_logistic": r"without being grey levels; bytes, or whole numbers",
 }
 
 
@@ -391,7 +553,7 @@ def test_settings_without_effect_on_the_data_are_refused(tmp_path):
         dataset("data=arrays", real, "likelihood=gaussian", "data.binarize=dynamic")
     with pytest.raises(UserError, match=r"data\.binarize=dynamic: has no effect, the data are binary"):
         dataset("data=arrays", binary, "data.binarize=dynamic")
-    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on floating-point data"):
+    with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
         dataset("data=arrays", real, "likelihood=gaussian", "data.dequantize=true")
 
 

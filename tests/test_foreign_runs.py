@@ -3,18 +3,25 @@
 import copy
 import json
 import os
+import sqlite3
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.conftest import TINY, command, train
 from tests.processes import Command
+from tests.test_compare import fake
 from tests.test_untrusted import crafted  # noqa: F401  the fixture
-from vae_cli import api, checkpoint
+from vae_cli import api, checkpoint, study
+from vae_cli.compare import compare
 from vae_cli.data.files import named
 from vae_cli.errors import UserError
+from vae_cli.sweep import Sweep
 
 SOON = 60.0  # seconds in which a command refuses
 
@@ -50,6 +57,87 @@ def test_a_link_in_a_run_leads_nothing_outside(crafted, tmp_path, name):  # noqa
         assert f"{link}: a link or no file" in line
     assert (victim / "text").read_text() == "mine"
     assert sorted(os.listdir(victim)) == ["codes", "text"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "train.log", "metrics.jsonl", ".lock", "figures/elbo.png", "own.txt"])
+def test_a_hard_link_in_a_run_is_written_through_by_nothing(crafted, tmp_path, name):  # noqa: F811
+    victim, link = tmp_path / "victim", crafted / name
+    victim.write_text("mine")
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    os.link(victim, link)
+    with pytest.raises(UserError, match=f"{name}: a hard link, the file has another name elsewhere"):
+        train(crafted, *TINY, "trainer.steps=5", resume=True)
+    with pytest.raises(UserError, match=f"{name}: a hard link"):
+        api.load(crafted)
+    assert victim.read_text() == "mine"
+
+
+def test_two_names_of_one_checkpoint_are_a_run_that_was_killed_between_two_writes(crafted):  # noqa: F811
+    folder = crafted / "checkpoints"
+    (folder / "previous.pt").unlink(missing_ok=True)
+    os.link(folder / "last.pt", folder / "previous.pt")
+    before = (folder / "last.pt").read_bytes()
+    assert train(crafted, *TINY, "trainer.steps=5", resume=True)["steps"] == 5
+    assert (folder / "previous.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("name", [".lock", "multirun.yaml", "study.db", "comparison.csv", "0"])
+def test_a_link_in_a_sweep_leads_nothing_outside(tmp_path, name, link):
+    sweep, victim = tmp_path / "sweep", tmp_path / "victim"
+    sweep.mkdir()
+    if name == "0":
+        victim.mkdir()
+        os.symlink(victim, sweep / name)
+    else:
+        victim.write_text("mine")
+        link(victim, sweep / name)
+    callback, config = Sweep(), OmegaConf.create({"resume": "auto", "hydra": {"sweep": {"dir": str(sweep)}}})
+    with pytest.raises(SystemExit, match=rf"{name}: a (link|hard link)"):
+        callback.on_multirun_start(config)
+    assert os.listdir(sweep) == [name]
+    assert os.listdir(victim) == [] if name == "0" else victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("name", ["comparison.csv", "rate_distortion.png", "test_elbo_by_kl_weight.png"])
+def test_a_comparison_replaces_links_and_leaves_alone_what_they_lead_to(tmp_path, name, link):
+    for job, weight in enumerate((1.0, 2.0)):
+        numbers = {"test/elbo": -weight, "test/kl": 1.0, "test/reconstruction": 1.0 - weight}
+        fake(tmp_path / "sweep" / str(job), numbers, kl__weight=weight)
+    (tmp_path / "victim").write_text("mine")
+    link(tmp_path / "victim", tmp_path / "sweep" / name)
+    compare([str(tmp_path / "sweep")])
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (tmp_path / "sweep" / name).stat().st_size > 4
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\x00" + bytes(range(256)) * 40, b"text", None])
+def test_a_damaged_study_is_refused_in_one_line(tmp_path, content):
+    pytest.importorskip("optuna")
+    if content is None:
+        with sqlite3.connect(tmp_path / "study.db") as database:
+            database.execute("create table studies (study_id integer)")
+    else:
+        (tmp_path / "study.db").write_bytes(content)
+    sweeper = {"_target_": "optuna", "storage": f"sqlite:///{tmp_path}/study.db", "study_name": "s", "params": {},
+               "direction": "maximize", "n_trials": 2, "sampler": {}}  # fmt: skip
+    hydra = {"sweeper": sweeper, "sweep": {"dir": str(tmp_path)}, "overrides": {"task": [], "hydra": []}}
+    config = OmegaConf.create({"hydra": hydra})
+    if content == b"":  # as good as none
+        study.go_on(config, tmp_path)
+        return
+    with pytest.raises(UserError, match=r"study\.db: no study to go on with \(") as error:
+        study.go_on(config, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("then", ["text", 3, {"a": 1}, [["nested"]], ["=1", 2]])
+def test_a_study_of_whatever_else_is_refused(tmp_path, then):
+    config = OmegaConf.create({"hydra": {"overrides": {"task": []}, "sweeper": {"params": None}}})
+    with pytest.raises(UserError), study._refused_if_damaged(Path(__file__)):
+        study._refuse_another(config, SimpleNamespace(user_attrs={study.SETTINGS: then}), tmp_path)
 
 
 def test_a_pipe_in_a_run_is_not_waited_for(crafted):  # noqa: F811
@@ -100,7 +188,7 @@ def replaced(state, key, value):
     return state
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"a": torch.zeros(2)}, -1.5, True])
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"a": torch.zeros(2)}, -1.5, True, -10, 10**400])
 def test_checkpoints_that_fit_nothing_are_refused_or_do_no_harm(crafted, value):  # noqa: F811
     last, best = crafted / "checkpoints" / "last.pt", crafted / "checkpoints" / "best.pt"
     whole, chosen = checkpoint.load(last), checkpoint.load(best)

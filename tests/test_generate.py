@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
+from vae_cli import checkpoint, parts
 from vae_cli.config import PATHS, check
 from vae_cli.data import files
 from vae_cli.errors import CONF, UserError
@@ -41,10 +43,24 @@ def folders(tmp_path_factory):
     x = 100.0 + 20.0 * rng.normal(size=(400, 1)) * np.ones(5) + rng.normal(size=(400, 5))
     np.savez(root / "table.npz", x=x.astype("float32"))
     table = ["data=arrays", f"data.path={root}/table.npz", "likelihood=gaussian", "model.latent_dim=3"]
+    sides = rng.random((300, 4, 4)) < np.where(np.arange(4) < 2, 0.9, 0.1)
+    right = np.arange(300) % 2 == 1
+    sides[right] = sides[right, :, ::-1]
+    np.savez(root / "sides.npz", x=sides, y=np.where(right, "right", "left"))
+    named = [
+        "data=arrays",
+        f"data.path={root}/sides.npz",
+        "conditional=label",
+        "prior=conditional",
+        "model.latent_dim=2",
+        "model.hidden=[32]",
+        "optimizer.lr=0.01",
+    ]
     return {
         "plain": finished(root / "plain", *DIGITS),
         "labels": finished(root / "labels", *DIGITS, "conditional=label"),
         "table": finished(root / "table", *table, "trainer.epochs=60"),
+        "named": finished(root / "named", *named, "trainer.epochs=20", "trainer.log_likelihood_samples=0"),
         "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "model.below=[1]",
                          "model.latent_dim=1"),
     }  # fmt: skip
@@ -187,6 +203,34 @@ def test_anomalies_come_first(folders, tmp_path):
     assert roc_auc_score(odd, [-s for s in scores]) > 0.95
 
 
+def test_extremes_of_few_examples_show_none_twice(folders, tmp_path, monkeypatch):
+    x, _ = vae_cli.load_data(folders["plain"], "train")
+    np.save(tmp_path / "few.npy", x[:31].numpy())
+    shown = []
+    monkeypatch.setattr(tasks.drawing, "grid", lambda spec, rows, path, *_: shown.append(torch.cat(rows)) or path)
+    generate(settings(folders["plain"], "anomaly", source=str(tmp_path / "few.npy"), score="elbo", samples=1, n=32))
+    assert len(shown[0]) == 31
+    assert len(shown[0].unique(dim=0)) == len(x[:31].unique(dim=0))
+
+
+def test_a_conditional_interpolation_does_not_jump_and_names_its_ends(folders, monkeypatch):
+    titles = []
+    monkeypatch.setattr(tasks.drawing, "grid", lambda spec, rows, path, title, names: titles.append(names) or path)
+    _, y = vae_cli.load_data(folders["labels"], "test")
+    ends = [0, int((y != y[0]).nonzero()[0])]
+    way = generate(settings(folders["labels"], "interpolate", indices=ends, steps=21, kind="linear"))[2]
+    moved = np.abs(np.diff(np.load(way)["x"][0], axis=0)).mean((1, 2))
+    assert moved.max() < 4.0 * np.median(moved)
+    assert titles == [[f"example 0 (class {y[0]}) →\nexample {ends[1]} (class {y[ends[1]]})"]]
+
+
+def test_what_a_split_shows_is_a_mix_of_classes(folders):
+    x, y = vae_cli.load_data(folders["labels"], "test")
+    found = made(folders["labels"], "reconstruct", n=10)
+    assert sorted(y[found["index"]].tolist()) == list(range(10))
+    np.testing.assert_array_equal(found["x"], x[found["index"]])
+
+
 def test_nothing_is_overwritten(folders, tmp_path):
     first, second = (generate(settings(folders["plain"], "reconstruct"))[0].parent for _ in range(2))
     assert first != second
@@ -241,7 +285,7 @@ def test_what_does_not_fit_is_told(folders):
     ):
         with pytest.raises(ValueError, match=line):
             model.encode(x)
-    with pytest.raises(ValueError, match=r"\[B, 20\] is allowed"):
+    with pytest.raises(ValueError, match=r"\[\.\.\., 20\] is allowed"):
         model.decode(np.zeros((2, 3)))
     conditional = vae_cli.load(folders["labels"], device="cpu")
     with pytest.raises(ValueError, match="give labels y"):
@@ -266,7 +310,7 @@ def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
         (["run=/nowhere"], "run=/nowhere: no run there"),
         ([f"run={folders['plain']}", "task=smple"], "did you mean sample?"),
         ([f"run={folders['plain']}", "task.condition=3"], "has no effect, the run is not conditional"),
-        ([f"run={folders['labels']}", "task.condition=10"], "a class from 0 to 9, or all, is allowed"),
+        ([f"run={folders['labels']}", "task.condition=10"], "a class from 0 to 9, its name, or all, is allowed"),
         ([f"run={folders['plain']}", "task.means=3"], "task.means=3: true or false is allowed"),
         (
             [f"run={folders['plain']}", "task=interpolate", "task.indices=[0,999999]"],
@@ -316,7 +360,31 @@ def test_a_sampler_is_fitted_anew_when_the_run_has_gone_on_and_seeds_reproduce(f
     assert np.abs(cold - made(folder, "sample", sampler="gaussian_mixture", n=1)["z"]).max() > 1e-2
     kept = list((folder / "generated" / "samplers").iterdir())
     step = vae_cli.load(folder, device="cpu").run.step
-    assert [path.name for path in kept] == [f"gaussian_mixture-{step}.npz"]
+    assert [path.name for path in kept] == [f"gaussian_mixture-{step}.pt"]
+
+
+DAMAGED_SAMPLERS = {
+    "no file of ours": lambda path, kept: path.write_bytes(b"PK"),
+    "cut short": lambda path, kept: path.write_bytes(path.read_bytes()[:-200]),
+    "of another shape": lambda path, kept: checkpoint.save(kept | {"means": torch.zeros(2, 99)}, path),
+    "no covariances": lambda path, kept: checkpoint.save(kept | {"covariances": -kept["covariances"]}, path),
+    "no weights": lambda path, kept: checkpoint.save(kept | {"weights": kept["weights"] * torch.nan}, path),
+    "something else": lambda path, kept: checkpoint.save({"weights": "text", "means": 3}, path),
+}
+
+
+def test_a_damaged_sampler_is_fitted_anew(folders, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(folders["table"], folder)
+    first = made(folder, "sample", sampler="gaussian_mixture", n=5)["z"]
+    (path,) = (folder / "generated" / "samplers").iterdir()
+    kept = checkpoint.load(path)
+    for damage in DAMAGED_SAMPLERS.values():
+        damage(path, kept)
+        np.testing.assert_array_equal(first, made(folder, "sample", sampler="gaussian_mixture", n=5)["z"])
+        said = capsys.readouterr().err
+        assert said.startswith(f"warning: {path}: ")
+        assert said.endswith("; it is fitted anew\n")
 
 
 def test_labels_that_do_not_fit_are_told(folders):
@@ -391,6 +459,26 @@ def test_a_mask_that_cannot_be_read_is_told_of_by_its_key(folders, tmp_path):
     np.testing.assert_array_equal(known[0], np.eye(8, dtype=bool))
 
 
+def test_numbers_of_a_table_of_whole_numbers_are_in_its_own_units(tmp_path):
+    """A run on int64 columns is the run on the same floats, in its log, its numbers and in a notebook."""
+    rng, found = np.random.default_rng(1), {}
+    people = np.stack([rng.integers(low, high, 400) for low, high in ((18, 91), (0, 2), (1, 5))], 1)
+    for kind in ("int64", "float64"):
+        np.save(tmp_path / f"{kind}.npy", people.astype(kind))
+        settings = ["data=arrays", f"data.path={tmp_path}/{kind}.npy", "likelihood=gaussian", "trainer.steps=6"]
+        run = finished(tmp_path / kind, *settings, "model.latent_dim=2", "trainer.log_likelihood_samples=20")
+        x, _ = vae_cli.load_data(run)
+        found[kind] = json.loads((run / "summary.json").read_text())["test/log_likelihood"]
+        whole = "whole numbers taken for real values, standardised, numbers in the data's own units"
+        assert (whole in (run / "train.log").read_text().splitlines()[0]) == (kind == "int64")
+        ages = parts.load_dataset(configure(*settings[:3], "data.standardize=false")).test.x[:, 0]
+        assert x[:, 0].tolist() == pytest.approx(ages.tolist(), abs=1e-4)
+        assert vae_cli.load(run).log_likelihood(x, samples=200).mean() == pytest.approx(found[kind], abs=0.1)
+        codes = made(run, "encode", source=str(tmp_path / f"{kind}.npy"))["z"]
+        np.testing.assert_allclose(codes, vae_cli.load(run).encode(people).mean, rtol=1e-4, atol=1e-5)
+    assert found["int64"] == found["float64"]
+
+
 def scores_of(folder, source):
     rows = csv.DictReader(generate(settings(folder, "anomaly", source=str(source), samples=8))[0].read_text().split())
     return {int(row["index"]): float(row["log_likelihood"]) for row in rows}
@@ -461,3 +549,82 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(folders, monkeypatch, t
     monkeypatch.setattr(tasks, task, functools.wraps(getattr(tasks, task))(exhausted))
     with pytest.raises(UserError, match=rf"task={task}: out of memory \(.*\); {line}"):
         generate(settings(folders["plain"], task))
+
+
+def test_a_class_may_be_given_by_its_name(folders):
+    model = vae_cli.load(folders["named"], device="cpu")
+    assert model.spec.names == ("left", "right")
+    x, y = vae_cli.load_data(folders["named"], "test")
+    assert model.sample(50, y="right")[:, :, 2:].mean() > 0.7 > 0.3 > model.sample(50, y="left")[:, :, 2:].mean()
+    names = [model.spec.names[k] for k in y.tolist()]
+    for given in (names, tuple(names), np.array(names)):
+        torch.testing.assert_close(model.encode(x, given).mean, model.encode(x, y).mean)
+    torch.testing.assert_close(model.decode(torch.zeros(3, 2), "right").mean, model.decode(torch.zeros(3, 2), 1).mean)
+    with pytest.raises(
+        ValueError, match=r"y: the run knows no class rigt; did you mean right\?; left, right are allowed"
+    ):
+        model.elbo(x, "rigt")
+    assert made(folders["named"], "sample", n=4, condition="right")["y"].tolist() == [1] * 4
+    assert made(folders["named"], "manifold", n=4, condition="left")["x"].shape == (4, 4, 4, 4)
+    with pytest.raises(
+        UserError, match=r"task\.condition=up: the run knows no class up; left, right are allowed, or all"
+    ):
+        generate(settings(folders["named"], "sample", condition="up"))
+
+
+def test_the_prior_is_public(folders):
+    named, plain = (vae_cli.load(folders[name], device="cpu") for name in ("named", "plain"))
+    p = named.prior(["left", "right", "left"])
+    assert (p.batch_shape, p.event_shape) == ((3,), (2,))
+    torch.testing.assert_close(p.mean[1:2], named.prior("right").mean)
+    assert not torch.allclose(p.mean[0], p.mean[1])
+    assert plain.prior().log_prob(torch.zeros(5, 20)).shape == (5,)
+    with pytest.raises(ValueError, match="give labels y"):
+        named.prior()
+    with pytest.raises(ValueError, match="not conditional"):
+        plain.prior(3)
+
+
+def test_codes_of_any_batch_are_decoded_and_one_example_is_told_how_to_be_given(folders):
+    for name, y in (("plain", None), ("table", None), ("named", "left"), ("named", ["left", "right", "left"])):
+        model = vae_cli.load(folders[name], device="cpu")
+        z = torch.randn(4, 3, model.latent_dim)
+        p = model.decode(z, y)
+        assert (p.batch_shape, p.event_shape) == ((4, 3), model.vae.shape)
+        torch.testing.assert_close(p.mean[2], model.decode(z[2], y).mean)
+        one = model.decode(z[2, 0], y if y is None else "left")
+        assert one.batch_shape == ()
+        torch.testing.assert_close(one.mean, p.mean[2, 0], rtol=1e-4, atol=1e-5)
+        x, _ = vae_cli.load_data(folders[name], "test")
+        with pytest.raises(ValueError, match=r"\] is allowed; of one example give x\[None\]"):
+            model.encode(x[0], "left")
+
+
+def test_unlabelled_examples_are_scored_under_every_class(folders, tmp_path):
+    model = vae_cli.load(folders["named"], device="cpu")
+    x, y = vae_cli.load_data(folders["named"], "test")
+    torch.manual_seed(0)
+    by_class = model.log_likelihood_by_class(x, samples=64)
+    assert by_class.shape == (len(x), 2)
+    assert (by_class.argmax(1) == y).float().mean() > 0.9
+    torch.manual_seed(0)
+    torch.testing.assert_close(by_class[:, 0], model.log_likelihood(x, "left", samples=64))
+    np.save(tmp_path / "x.npy", x.numpy())
+    for how in ("auto", "max"):
+        path = generate(settings(folders["named"], "anomaly", source=str(tmp_path / "x.npy"), over_classes=how))[0]
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        for row in rows:
+            own, most, mean = (float(row[f"log_likelihood{end}"]) for end in ("", "_max", "_mean"))
+            assert most - np.log(2) - 1e-4 <= mean <= most
+            assert own == (most if how == "max" else mean)
+        assert [float(row["log_likelihood"]) for row in rows] == sorted(float(row["log_likelihood"]) for row in rows)
+        right = [(row["class"] == "right") == bool(y[int(row["index"])]) for row in rows]
+        assert np.mean(right) > 0.9
+    rows = list(csv.DictReader(generate(settings(folders["named"], "anomaly"))[0].read_text().splitlines()))
+    assert set(rows[0]) == {"index", "log_likelihood", "label"}
+    with pytest.raises(UserError, match=r"these examples have no labels; task=anomaly scores them under every class"):
+        generate(settings(folders["named"], "encode", source=str(tmp_path / "x.npy")))
+    with pytest.raises(UserError, match=r"task\.over_classes=max: the run is not conditional on classes"):
+        generate(settings(folders["plain"], "anomaly", over_classes="max"))
+    with pytest.raises(ValueError, match="not conditional on classes"):
+        vae_cli.load(folders["plain"], device="cpu").elbo_by_class(x)

@@ -13,7 +13,7 @@ LIKELIHOODS = {
     "bernoulli": [], "continuous_bernoulli": [], "discretized_logistic": [], "categorical": [],
     "gaussian": ["likelihood.scale=per_pixel"], "laplace": ["likelihood.scale=per_pixel"],
 }  # fmt: skip
-SCALES = ["shared", "optimal", "per_pixel"]
+SCALES = ["shared", "optimal", "per_pixel", "per_element"]
 SHORT = ["model.latent_dim=3", "model.hidden=[16]", "trainer.epochs=30", "trainer.log_likelihood_samples=4"]
 
 
@@ -47,6 +47,20 @@ def test_constant_real_values(tmp_path, likelihood, scale, value):
     x = np.full((64, 4), value, np.float32)
     x[:32, 0] += 1.0  # else there is nothing that varies, which is no data of real values
     trains(tmp_path, *arrays(tmp_path, x), f"likelihood={likelihood}", f"likelihood.scale={scale}", "optimizer.lr=0.1")
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace"])
+@pytest.mark.parametrize("scale", ["per_pixel", "per_element"])
+def test_a_table_in_units_of_its_own_trains_as_a_standardised_one(tmp_path, likelihood, scale):
+    """Means of thousands and standard deviations from 1 to 1,000: steps fit the data, whatever these count in."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 4)) + 0.3 * rng.normal(size=(200, 4))
+    settings = arrays(tmp_path, x * [1.0, 10.0, 100.0, 1000.0] + [0.0, -500.0, 3000.0, 9000.0])
+    settings += [f"likelihood={likelihood}", f"likelihood.scale={scale}", "likelihood.min_scale=1e-6"]
+    own, standardised = (
+        train(tmp_path / f"{way}", *settings, f"data.standardize={way}")["test/elbo"] for way in ("false", "true")
+    )
+    assert own == pytest.approx(standardised, abs=0.1)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

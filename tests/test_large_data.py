@@ -25,6 +25,8 @@ ARRAYS = {
     "grey": RNG.integers(0, 256, (90, 6, 5)).astype("uint8"),
     "colour_last": RNG.integers(0, 256, (90, 6, 5, 3)).astype("uint8"),
     "bytes_of_bits": RNG.integers(0, 2, (90, 7)).astype("uint8"),
+    "bytes_of_codes": RNG.integers(0, 12, (90, 7)).astype("uint8"),
+    "whole_pictures": RNG.integers(0, 12, (90, 6, 5)).astype("int64"),
     "counts": RNG.integers(0, 12, (90, 7)).astype("int64"),
     "bits": RNG.integers(0, 2, (90, 6, 5)).astype("bool"),
     "floats_of_bits": RNG.integers(0, 2, (90, 6, 5)).astype("float64"),
@@ -54,6 +56,7 @@ def test_an_array_in_a_file_is_the_array_in_memory(name, tmp_path, in_files):
     mapped, memory = (dataset("data=arrays", f"data.path={tmp_path}/x.{kind}") for kind in ("npy", "npz"))
     assert isinstance(mapped.train.x, Mapped)
     assert (mapped.spec.shape, mapped.spec.levels) == (memory.spec.shape, memory.spec.levels)
+    assert (mapped.taken, mapped.notes) == (memory.taken, memory.notes)
     assert mapped.spec.low == pytest.approx(memory.spec.low, abs=1e-5)
     assert mapped.spec.high == pytest.approx(memory.spec.high, abs=1e-5)
     assert mapped.spec.mean == (memory.spec.mean and pytest.approx(memory.spec.mean, rel=1e-5))
@@ -252,6 +255,45 @@ def test_tables_are_standardised_by_what_the_index_says(tmp_path):
     assert data.spec.low <= x.min() < x.max() <= data.spec.high
     scanned = dataset("data=shards", f"data.path='{tmp_path}/shards/train-{{000000..000002}}.tar'")
     assert scanned.spec.mean is not None
+
+
+def npy(x):
+    file = io.BytesIO()
+    np.save(file, x)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["packed", "samples", "blocks"])
+def test_a_table_of_whole_numbers_is_one_of_its_own_values_in_shards_too(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
+    x = ARRAYS["counts"]
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "shards").mkdir()
+    if kind == "packed":
+        packed(tmp_path / "shards", "data=arrays", f"data.path={tmp_path}/x.npy", "data.test=0", "data.valid=0")
+    else:
+        samples = [{"npy": npy(row)} for row in x] if kind == "samples" else [{"x.npy": npy(x)}]
+        write_shard(tmp_path / "shards" / "a.tar", samples)
+    data = of_shards(tmp_path / "shards")
+    assert (data.spec.levels, data.taken) == (None, "real values")
+    assert data.spec.mean == pytest.approx(x.mean(0).tolist(), rel=1e-5)
+    stream = of_shards(tmp_path / "shards", "data.standardize=false").resident("train", CPU)
+    seen = torch.cat([batch for batch, _ in epoch(stream, 1, 0, 90)])
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, x.astype(float).tolist()))
+
+
+def test_whole_numbers_in_pictures_are_grey_levels_in_shards_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
+    x = RNG.integers(0, 17, (30, 6, 5))
+    x[0, 0, 0] = 16
+    write_shard(tmp_path / "a.tar", [{"npy": npy(picture)} for picture in x])
+    write_shard(tmp_path / "valid.tar", [{"npy": npy(picture + 1)} for picture in x])
+    data = of_shards(tmp_path / "a.tar")
+    assert (data.spec.levels, data.taken) == (17, "grey levels")
+    batch, _ = data.resident("train", CPU).batch(torch.arange(30))
+    assert sorted(set((batch * 16).flatten().tolist())) == list(range(17))
+    with pytest.raises(UserError, match=r"whole numbers from 1 to 17 where 0 … 16 are expected"):
+        of_shards(tmp_path / "a.tar", f"data.valid_path={tmp_path}/valid.tar")
 
 
 PHOTOS = {"grey": (1, "grayscale"), "colour": (3, "rgb")}

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from tests.conftest import configure
+from tests.test_likelihood import in_closed_form
 from vae_cli import parts
 from vae_cli.data import Spec
 from vae_cli.distribution import GaussianMixture, diagonal, kl_by_dimension, mixture
@@ -237,3 +238,19 @@ def test_the_ladder_decodes_its_lowest_layer_and_counts_the_kl_of_each():
     expected = elbo.log_likelihood.mean(0) - elbo.kl.sum(-1)
     error = 5 * weights.std(0) / math.sqrt(4000)
     assert ((weights.mean(0) - expected).abs() < error).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_moments_are_those_of_draws_or_a_sentence(case):
+    distribution, _ = given(disturbed(*case[1:], latent_dim=dims(case)).double(), case[0])
+    draws = distribution.sample((4000,))
+    for name, of_draws in (
+        ("stddev", draws.std(0)),
+        ("entropy", -distribution.log_prob(draws).mean(0)),
+        ("mode", None),
+    ):
+        found = in_closed_form(distribution, name)
+        if isinstance(found, str):
+            assert "in closed form; an estimate: " in found
+        else:
+            assert of_draws is None or torch.allclose(found, of_draws, rtol=0.1, atol=0.05)

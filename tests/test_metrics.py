@@ -1,6 +1,7 @@
 """Honest numbers: what is estimated equals what is known in closed form."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from tests.conftest import TINY, configure, train
 from tests.test_objective import small_vae
 from vae_cli import metrics, parts
-from vae_cli.data import Examples, Resident
+from vae_cli.data import Examples, Resident, Spec
 from vae_cli.data.pixels import transform
 from vae_cli.errors import UserError
 from vae_cli.likelihood import Gaussian
@@ -19,6 +20,7 @@ from vae_cli.metrics.aggregate import MOST
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.quality import frechet, precision_recall
 from vae_cli.model.linear import Linear
+from vae_cli.objective import IWAE
 from vae_cli.posterior import FullGaussian
 
 CPU = torch.device("cpu")
@@ -134,6 +136,91 @@ def test_a_part_of_a_set_speaks_for_the_whole_by_its_gap():
     assert everything["log_likelihood_examples"] == 2000
 
 
+@pytest.mark.parametrize(("gap", "gain"), [("small", 3.0), ("follows log p(x)", 3.0), ("wild", 0.9)])
+def test_the_error_of_a_part_is_what_it_says_whatever_the_gap(gap, gain):
+    """200 examples of 5,000: at least `gain` times as exact as their plain mean, and covered by the error told."""
+    draw = torch.Generator().manual_seed(0)
+    errors, told, plain = [], [], []
+    for _ in range(200):
+        total, noise = (torch.randn(5000, generator=draw, dtype=torch.float64) * scale for scale in (15.0, 1.0))
+        gaps = {
+            "small": 2 + 0.5 * noise,
+            "follows log p(x)": 200 - 0.5 * total + 3 * noise,
+            "wild": (6 + 2 * noise).exp(),
+        }
+        elbo = total - gaps[gap]
+        some = torch.randperm(5000, generator=draw)[:200]
+        part = metrics.LogLikelihood(total[some], elbo[some], torch.ones(200), {}, 128)
+        found = metrics.numbers(part, known_elbo(elbo), 5000)
+        errors.append(found["log_likelihood"])
+        told.append(found["log_likelihood_stderr"])
+        plain.append(part.mean)
+    errors, told, plain = map(torch.tensor, (errors, told, plain))
+    assert ((errors.abs() < 1.96 * told).double().mean() - 0.95).abs() < 0.05
+    assert plain.square().mean().sqrt() > gain * errors.square().mean().sqrt()
+
+
+def known_elbo(elbo):
+    """The evaluation of a set whose ELBOs are known."""
+    mean, error = elbo.mean().item(), elbo.std().item() / math.sqrt(len(elbo))
+    return metrics.Evaluation(mean, mean, 0.0, 0, torch.zeros(1), ((1, 1),), error)
+
+
+def test_a_badly_trained_model_spoils_no_log_likelihood_of_a_part():
+    """Its ELBO is some −10⁵ ± 10⁶ where log p(x) is −50: the plain gap rule is off by more than a thousand nats."""
+    draw = torch.Generator().manual_seed(1)
+    total, noise = (torch.randn(2000, generator=draw, dtype=torch.float64) for _ in range(2))
+    total = 10 * total - 50
+    elbo = total - (9 + 3 * noise).exp()
+    part = metrics.LogLikelihood(total[:200], elbo[:200], torch.ones(200), {}, 128)
+    found = metrics.numbers(part, known_elbo(elbo), 2000)
+    assert abs(elbo.mean() + part.gap.mean() + 50) > 1000
+    assert found["log_likelihood"] == pytest.approx(total.mean().item(), abs=3 * found["log_likelihood_stderr"])
+    assert found["log_likelihood_stderr"] < 1.0
+    elbo[3] = -math.inf  # the ELBO of one example overflowed
+    part = metrics.LogLikelihood(total[:200], elbo[:200], torch.ones(200), {}, 128)
+    found = metrics.numbers(part, known_elbo(elbo), 2000)
+    assert (found["log_likelihood"], found["log_likelihood_stderr"]) == (part.mean, part.stderr)
+
+
+def test_few_examples_are_validated_by_many_draws_and_many_by_one():
+    """What is chosen by rests on 4,000 draws, unless the pictures are large: then a draw for each example may do."""
+    vae, data, *_ = linear(n=180)
+    assert [metrics.enough_draws(vae, data.part(n)) for n in (180, 7, 1)] == [23, 572, 4000]
+    assert metrics.enough_draws(vae, resident(torch.zeros(5000, 5))) == 1
+    assert metrics.enough_draws(vae, resident(torch.zeros(5000, 5)), least=8) == 8
+    vae.shape = (3, 512, 512)
+    assert metrics.enough_draws(vae, data) == 1
+
+
+def test_a_validation_of_few_examples_is_no_constant_away_from_the_truth():
+    """Each validation has the same seed, so the noise of its draws is the same in every epoch: one draw is off."""
+    vae, data, *_ = linear(n=60)
+    truth = metrics.evaluate(vae, data, samples=5000, seed=9).elbo
+    error = [metrics.evaluate(vae, data, samples=n).elbo - truth for n in (1, metrics.enough_draws(vae, data))]
+    assert abs(error[1]) < 0.05 < abs(error[0])
+
+
+def test_the_bound_that_weights_are_chosen_by_rests_on_as_many_draws():
+    vae, data, *_ = linear(n=60)
+    truth = metrics.log_likelihood(vae, data, samples=5000, seed=9).curve[5]
+    error = [metrics.log_likelihood(vae, data, samples=5).mean - truth, IWAE(samples=5).score(vae, data, None) - truth]
+    assert abs(error[1]) < 0.02 < abs(error[0])
+
+
+def test_draws_beyond_the_memory_bound_are_decoded_one_part_after_another(monkeypatch):
+    vae, data, *_ = linear(n=9)
+    whole = metrics.evaluate(vae, data, samples=64, batch_size=64)
+    with monkeypatch.context() as patched:
+        decoded, decode = [], type(vae)._decode
+        patched.setattr(type(vae), "_decode", lambda self, z, c: (decoded.append(len(z)), decode(self, z, c))[1])
+        parts_ = metrics.evaluate(vae, data, samples=64, batch_size=10)
+    assert (max(decoded), sum(decoded)) == (10, 9 * 64)
+    assert parts_.elbo == pytest.approx(whole.elbo, abs=0.3)
+    assert parts_.kl == pytest.approx(whole.kl, rel=1e-6)
+    assert parts_.elbo_stderr == pytest.approx(whole.elbo_stderr, rel=0.1)
+
+
 def test_the_gap_splits_into_what_the_encoder_and_what_the_family_cost():
     """A factorised q of correlated dimensions: the best one leaves a gap that is known, and optimising finds it."""
     vae, data, _, (w, _, noise) = linear(n=40)
@@ -179,8 +266,6 @@ def test_the_aggregate_posterior_of_well_separated_codes(posterior):
 
 
 def _spec(shape):
-    from vae_cli.data import Spec
-
     return Spec(shape=shape, levels=None, low=0.0, high=1.0)
 
 
@@ -268,6 +353,54 @@ def test_every_kind_of_model_ends_with_a_log_likelihood(tmp_path):
         assert found["measure"].startswith("log-mass of binary values")
         assert found["test/mutual_information"] <= found["test/mutual_information_bound"] + 1e-6
         assert ("test/kl_layer_1" in found) == ("model=ladder" in extra)
+
+
+def caveats_of(tmp_path, x, *overrides):
+    np.save(tmp_path / "x.npy", x)
+    data = parts.load_dataset(configure("data=arrays", f"data.path={tmp_path}/x.npy", *overrides))
+    likelihood = parts.build(configure("likelihood=gaussian", "model.hidden=[8]"), data.spec).likelihood
+    return metrics.caveats(data, likelihood)
+
+
+def test_columns_of_a_table_that_a_density_grows_on_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5))
+    assert caveats_of(tmp_path, x, "likelihood=gaussian") == []
+    x[:, 1], x[:, 3] = 7.0, np.arange(400) % 3
+    for extra in ([], ["data.standardize=false"]):
+        constant, few = caveats_of(tmp_path, x, "likelihood=gaussian", *extra)
+        assert constant.startswith("columns 1 (1 in all, counted from 0) hold a single value")
+        assert few.startswith("columns 3 (1 in all, counted from 0) hold at most 10 different values")
+    assert not any("columns" in note for note in caveats_of(tmp_path, (x > 0).astype("uint8")))  # binary
+    (few,) = caveats_of(tmp_path, np.stack([np.arange(400), np.arange(400) % 2], 1), "likelihood=gaussian")
+    assert few.startswith("columns 1 (")
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical", "gaussian", "continuous_bernoulli"])
+def test_an_elbo_that_a_model_is_not_needed_for_is_told(likelihood):
+    config = configure(f"likelihood={likelihood}", "data.dequantize=" + str(likelihood == "gaussian").lower())
+    data = parts.load_dataset(config)
+    vae = parts.build(config, data.spec)
+    x, _ = data.resident("test", CPU).batch(slice(None))
+    uniform = {"bernoulli": -64 * math.log(2), "categorical": -64 * math.log(17)}.get(likelihood, 0.0)
+
+    def said(elbo):
+        return metrics.worse_than_no_model(known_elbo(torch.full((9,), elbo)), "test", data.spec, vae.likelihood, x)
+
+    assert said(uniform + 0.1) is None
+    assert said(uniform - 0.1).startswith("test/elbo=")
+    assert said(-1.3e15).endswith("nothing has been learned; train longer, lower optimizer.lr, or look at the data")
+
+
+def test_a_table_is_no_better_explained_than_by_a_gaussian_for_each_column():
+    x = 3.0 + 5.0 * torch.randn(4000, 2, dtype=torch.float64)
+    nats = -2 * math.log(5.0) - math.log(2 * math.pi * math.e)
+    mean, std = tuple(x.mean(0).tolist()), tuple(x.std(0).tolist())
+    raw = Spec(shape=(2,), levels=None, low=-99.0, high=99.0)
+    for spec, seen in ((raw, x), (replace(raw, mean=mean, std=std), (x - x.mean(0)) / x.std(0))):
+        for elbo, worse in ((nats - 0.2, True), (nats + 0.2, False)):
+            found = metrics.worse_than_no_model(known_elbo(torch.full((9,), elbo)), "valid", spec, Gaussian(), seen)
+            assert (found is not None) == worse
 
 
 def test_the_final_numbers_can_do_without(tmp_path):

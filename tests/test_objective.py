@@ -6,6 +6,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from vae_cli import schedule
 from vae_cli.conditioning import Unconditional
+from vae_cli.distribution import _kl_of_elements
 from vae_cli.likelihood import Bernoulli, Gaussian
 from vae_cli.model.linear import Linear
 from vae_cli.model.mlp import MLP
@@ -55,6 +56,19 @@ def test_closed_form_kl_equals_monte_carlo():
     assert ((exact.sum(-1) - difference.mean(0)).abs() < 4 * error).all()
     full = MultivariateNormal(torch.zeros(3), torch.eye(3))
     torch.testing.assert_close(kl_by_dimension(q, full, z)[:, 0], exact.sum(-1), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("q", "p"), [((1, 3), (4, 3)), ((4, 3), (4, 3)), ((3,), (4, 3)), ((4, 3), (3,))])
+def test_the_fused_kl_has_the_gradient_of_its_formula_where_shapes_broadcast(q, p):
+    loc, scale = (torch.rand(q, dtype=torch.float64).add(0.5).requires_grad_() for _ in range(2))
+    other = Normal(torch.randn(p, dtype=torch.float64), torch.rand(p, dtype=torch.float64) + 0.5)
+    fused, plain = _kl_of_elements(Normal(loc, scale), other), kl_divergence(Normal(loc, scale), other)
+    torch.testing.assert_close(fused, plain)
+    weights = torch.rand_like(plain)
+    for one, two in zip(
+        *(torch.autograd.grad((kl * weights).sum(), (loc, scale)) for kl in (fused, plain)), strict=True
+    ):
+        torch.testing.assert_close(one, two)
 
 
 def test_free_bits_hold_the_batch_mean_inside_the_maximum():

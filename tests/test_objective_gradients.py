@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from tests.test_objective import small_vae
+from vae_cli.conditioning import Unconditional
 from vae_cli.likelihood import Gaussian
+from vae_cli.model.ladder import Ladder
 from vae_cli.model.linear import Linear
 from vae_cli.objective import ELBO, IWAE
+from vae_cli.posterior import Gaussian as Posterior
+from vae_cli.prior import Standard
+from vae_cli.vae import VAE
 
 
 def toy():
@@ -47,6 +52,44 @@ def test_the_estimators_of_the_gradient_agree_in_expectation(samples, gradient, 
     other = gradients(IWAE(samples=samples, gradient=gradient), 3000, weight)
     assert agree(plain["encoder"], other["encoder"])
     assert agree(plain["decoder"], other["decoder"])
+
+
+def two_layers():
+    """A ladder whose q(z_1|x, z_2) holds the weights of p(z_1|z_2)."""
+    torch.manual_seed(5)
+    model = Ladder(shape=(3,), latent_dim=1, condition_dim=0, outputs=1, below=(2,), hidden=(4, 3), activation="tanh")
+    posterior, prior = model.hierarchy(Posterior(features=model.features, latent_dim=1), Standard(latent_dim=1))
+    given = {"model": model, "posterior": posterior, "prior": prior, "likelihood": Gaussian(scale=0.6)}
+    return VAE(**given, conditioning=Unconditional(), shape=(3,)).double()
+
+
+def ladder_gradients(objective, weight, repeats=60):
+    """Gradients [R, P] of all weights, each a mean of 400 draws for one example."""
+    vae, out = two_layers(), []
+    x = torch.tensor([0.3, -1.2, 0.8], dtype=torch.float64).expand(400, 3)
+    for _ in range(repeats):
+        vae.zero_grad()
+        objective(vae, x, None, weight=weight).loss.backward()
+        out.append(torch.cat([p.grad.flatten() for p in vae.parameters()]))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(("samples", "gradient", "weight"), [(1, "stl", 1.0), (4, "dreg", 1.0), (4, "dreg", 0.4)])
+def test_the_estimators_agree_where_p_and_q_share_weights(samples, gradient, weight):
+    plain = ladder_gradients(IWAE(samples=samples, gradient="standard"), weight)
+    other = ladder_gradients(IWAE(samples=samples, gradient=gradient), weight)
+    assert agree(plain, other)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 3.0])
+@pytest.mark.parametrize("gradient", ["standard", "dreg"])
+def test_the_reported_bound_knows_no_weight(gradient, weight):
+    vae, x = toy()
+    bounds = []
+    for each in (1.0, weight):
+        torch.manual_seed(0)
+        bounds.append(IWAE(samples=5, gradient=gradient)(vae, x, None, weight=each).extra["bound"].item())
+    assert bounds[0] == bounds[1]
 
 
 def test_stl_is_biased_for_many_draws():

@@ -9,11 +9,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import ranks as compositions
 from tests.conftest import ROOT, command
-from tests.processes import started, wait_for
+from tests.processes import Command, started, wait_for
+from vae_cli import liveness
 from vae_cli.errors import UserError
 from vae_cli.trainer import refuse_uneven
 
@@ -56,7 +58,7 @@ def assert_equal(folder, other, tolerance=1e-4, steps=20):
     for a, b in zip(mine, theirs, strict=True):
         for line in (a, b):
             line.pop("train/examples_per_second", None)
-        assert a == pytest.approx(b, rel=tolerance, abs=1e-4), (Path(folder).name, a["step"])
+        assert a == pytest.approx(b, rel=tolerance, abs=min(tolerance, 1e-4)), (Path(folder).name, a["step"])
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,8 @@ def test_ranks_train_what_one_process_would(tmp_path, alone, count, names):
     assert code == 0, said
     for name in names:
         assert_equal(alone / name, tmp_path / name, tolerance=1e-2 if name == "bf16" else 1e-4)
+    if "intervals" in names:
+        assert_equal(tmp_path / "intervals", tmp_path / "resumed", tolerance=0.0)
 
 
 def test_a_run_of_two_ranks_is_one_run_and_goes_on_with_one(tmp_path):
@@ -150,6 +154,65 @@ def test_ranks_of_other_settings_are_refused(tmp_path):
     )
     assert code != 0
     assert "vae-train: rank 1: error: seed=1: rank 0 has 0; ranks need the same settings" in said
+
+
+def test_ranks_of_other_data_are_refused(tmp_path):
+    x = np.random.default_rng(0).random((100, 1, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "0.npy", x)
+    np.save(tmp_path / "1.npy", x[::-1])
+    own = f"data=arrays data.path={tmp_path}/$RANK.npy hydra.run.dir={tmp_path}/run {' '.join(SMALL[3:])}"
+    start = f"exec {sys.executable} -m vae_cli.train {own} trainer.steps=2 model=mlp"
+    said, code = torchrun("--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", start)
+    line = "error: data: rank 1 has other examples than rank 0 (train examples); ranks need the same data"
+    assert code != 0
+    assert f"vae-train: {line}" in said
+    assert f"vae-train: rank 1: {line}" in said
+
+
+def rank(number, folder, port, *arguments, before=None):
+    """Start a rank by hand; rank 0 is where the others meet."""
+    own = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+    environment = ENVIRONMENT | own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return Command(*SMALL, *arguments, f"hydra.run.dir={folder}", environment=environment, before=before)
+
+
+def be_impatient():
+    liveness.SILENCE = 3.0
+
+
+@pytest.mark.parametrize(("sent", "code", "line"), [
+    (None, 1, "error: rank 1 has given no sign of life for 3 s: stopped, or on a machine out of reach"),
+    ("SIGTERM", 75, "interrupted: rank 1 has given no sign of life for 5 s: stopped, or on a machine out of reach"),
+])  # fmt: skip
+def test_a_rank_that_is_stopped_is_told_and_does_not_hold_the_others(tmp_path, sent, code, line):
+    port, run = free_port(), tmp_path / "run"
+    own = ["trainer.steps=100000", "trainer.checkpoint_every=50"]
+    before = None if sent else be_impatient
+    with rank(0, run, port, *own, before=before) as first, rank(1, run, port, *own, before=before) as second:
+        wait_for(lambda: (run / "checkpoints" / "last.pt").is_file() or not first.running)
+        second.signal("SIGSTOP")
+        if sent:
+            first.signal(sent)
+        done = first.done(timeout=60)
+    assert (done.returncode, done.stderr) == (code, f"vae-train: {line}; the last checkpoint is kept\n")
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_rank_that_waits_for_the_others_to_begin_is_interrupted(tmp_path, sent, code):
+    with rank(0, tmp_path / "run", port := free_port(), "trainer.steps=2") as first:
+        wait_for(lambda: listening(port) or not first.running)
+        first.signal(sent)
+        done = first.done(timeout=60)
+    assert done.returncode == code
+    assert done.stderr == "vae-train: interrupted while it waited for the other ranks to begin\n"
+
+
+def listening(port):
+    """Whether somebody of this machine listens on a port."""
+    found = [path.read_text() for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
+    return any(
+        f":{port:04X} " in line.split(" 0A ")[0] for text in found for line in text.splitlines() if " 0A " in line
+    )
 
 
 def test_a_batch_that_does_not_divide_is_refused():

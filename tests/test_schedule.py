@@ -44,6 +44,22 @@ def test_cyclical_repeats_and_ends_at_the_weight():
     assert kl.settled == 30.0
 
 
+@pytest.mark.parametrize("period", [0.1, 0.3, 0.7, 1 / 3, 1.1])
+@pytest.mark.parametrize("steps", [10, 30, 7])
+def test_each_cycle_starts_at_zero_and_the_last_one_ends_whatever_the_fraction(period, steps):
+    """An epoch is a count of steps divided by those of an epoch: neither it nor the period is exact in binary."""
+    kl = schedule.Cyclical(period=period, ratio=0.5, cycles=5, weight=2.0)
+    starts = [k for k in range(5 * steps) if abs(k / steps / period - round(k / steps / period)) < 1e-9]
+    assert all(kl.weight(k / steps) < 1e-9 for k in starts if k / steps < kl.settled - 1e-9)
+    assert [kl.weight(period * cycle) for cycle in range(5)] == pytest.approx([0.0] * 5, abs=1e-12)
+    assert kl.weight(5 * period) == kl.weight(sum([period] * 5)) == 2.0
+
+
+def test_a_staircase_falls_at_its_fractions():
+    step = schedule.StepLR(every=0.1, factor=0.5)
+    assert [step.factor(k / 10) for k in range(8)] == [0.5**k for k in range(8)]
+
+
 def test_capacity_rises_while_the_weight_stays():
     kl = schedule.Capacity(capacity=20.0, warmup=10.0, weight=50.0)
     assert [kl.target(t) for t in (0.0, 5.0, 10.0, 99.0)] == [0.0, 10.0, 20.0, 20.0]

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -51,6 +52,35 @@ def test_linear_vae_reaches_probabilistic_pca(tmp_path):
     assert abs((found.log_likelihood - known).mean()) < 0.01  # the same examples: far within the error over examples
     assert found.curve[1] <= found.curve[5] <= found.curve[50] <= known.mean() + 1e-3
     assert found.gap.mean() < 0.05
+
+
+def table_in_its_own_units():
+    """600 rows of 30 columns with 5 factors beneath, means up to 20 and standard deviations from 0.3 to 7."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 5)) @ rng.normal(size=(5, 30)) + rng.uniform(0.5, 2.0, 30) * rng.normal(size=(600, 30))
+    return (x / x.std(0) * np.geomspace(0.3, 7.0, 30) + rng.uniform(-20.0, 20.0, 30)).astype("float32")
+
+
+def log_likelihood_of_ppca(x, factors):
+    """Tipping & Bishop 1999, eq. 4, at its optimum: nats for one example."""
+    values = np.linalg.eigvalsh(np.cov(x.T.astype(float), ddof=0))[::-1]
+    noise = values[factors:].mean()
+    logdet = np.log(values[:factors]).sum() + (x.shape[1] - factors) * np.log(noise)
+    return -0.5 * (x.shape[1] * np.log(2 * np.pi) + logdet + x.shape[1])
+
+
+@pytest.mark.parametrize("scale", ["shared", "per_element"])
+def test_a_linear_vae_reaches_probabilistic_pca_and_factor_analysis_in_a_tables_own_units(tmp_path, scale):
+    x = table_in_its_own_units()
+    np.savez(tmp_path / "x.npz", x=x)
+    exact, epochs = log_likelihood_of_ppca(x, 5), 400
+    if scale == "per_element":
+        epochs = 1000
+        exact = FactorAnalysis(5, tol=1e-8, max_iter=5000, svd_method="lapack").fit(x).score(x)
+    settings = ["data=arrays", f"data.path={tmp_path}/x.npz", "data.test=0", "data.standardize=false"]
+    settings += ["model.latent_dim=5", f"likelihood.scale={scale}", "trainer.log_likelihood_samples=0"]
+    summary = train(tmp_path / "run", "experiment=ppca", *settings, f"trainer.epochs={epochs}")
+    assert exact - 0.05 < summary["train/elbo"] < exact + 0.03
 
 
 COLLAPSING = ("model.hidden=[256,256,256,256]", "model.latent_dim=32", "optimizer.lr=0.003", "trainer.epochs=100")

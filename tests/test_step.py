@@ -150,6 +150,23 @@ def test_a_number_goes_to_the_device_only_when_it_changes(monkeypatch):
     assert step.summed == 5
 
 
+def test_the_discriminator_is_clipped_by_itself():
+    config = configure(*TINY, "objective=factor", "trainer.grad_clip=0.001")
+    data = parts.load_dataset(config)
+    vae = parts.build(config, data.spec)
+    objective = parts.assemble("objective", config.objective, latent_dim=4, examples=10)
+    groups = [{"params": list(vae.parameters())}, *objective.groups()]
+    step = Step(
+        vae=vae, objective=objective, optimizer=Adam(groups, 1e-3, weight_decay=0.0, fused=True),
+        kl=parts.assemble("kl", config.kl), data=data.resident("train", CPU), settings=config.trainer,
+    )  # fmt: skip
+    step(torch.arange(8).view(1, 8), weight=1.0, target=None, lr=[1e-3, 1e-3], decay=0.0)
+    for part in (vae, objective):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in part.parameters()]).item()
+        assert norm == pytest.approx(0.001, rel=1e-3)
+    assert step.grad_norm > 0.1  # the model's, before
+
+
 @pytest.mark.parametrize("levels", [256, 16])
 def test_dynamic_binarisation_draws_each_pixel_with_its_probability(levels):
     torch.manual_seed(0)

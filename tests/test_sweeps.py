@@ -14,8 +14,9 @@ from joblib import cpu_count
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.processes import fresh, logged, started, wait_for
-from vae_cli import run
+from vae_cli import run, sweep
 from vae_cli.errors import EXTRAS
+from vae_cli.lock import locked
 from vae_cli.pruning import MedianRule
 from vae_cli.report import Reporter
 
@@ -159,6 +160,40 @@ def test_an_interrupted_sweep_leaves_no_process_and_says_how_to_go_on(tmp_path):
     assert auto == "resume=auto"
     assert (ROOT / where.strip().removeprefix("hydra.sweep.dir=")).resolve() == folder
     assert len(workers) == 2
+
+
+@needs("hydra_plugins.hydra_joblib_launcher")
+def test_the_workers_of_a_killed_sweep_save_and_end_and_it_goes_on(tmp_path):
+    folder = tmp_path / "sweep"
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", *LONG,
+             f"hydra.sweep.dir={folder}"]  # fmt: skip
+    with started("-m", "vae_cli.train", *sweep, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: len(list(folder.glob("*/checkpoints/last.pt"))) == 2 or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
+        workers = [int(path.read_text()) for path in folder.glob("*/.lock")]
+        process.kill()
+        done = fresh(*sweep, "resume=auto", "trainer.steps=1", "trainer.log_likelihood_samples=0")
+        assert not any(map(alive, workers))
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stderr
+    assert all((folder / str(job) / "summary.json").is_file() for job in range(3))
+    assert "going on at step" in (folder / "0" / "train.log").read_text()
+
+
+def test_a_job_that_is_still_trained_elsewhere_is_left_alone(tmp_path):
+    folder = tmp_path / "sweep"
+    with locked(folder / "0"):
+        done = command("-m", "seed=1", *SMALL, f"hydra.sweep.dir={folder}", before=be_impatient)
+    line = f"{folder}/0: another process ({os.getpid()}) trains there"
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"job 0 left alone: {line}", f"vae-train: error: {line}; start the sweep again when it has ended"
+    ]  # fmt: skip
+    assert not (folder / "0" / "error.txt").exists()
+
+
+def be_impatient():
+    sweep.PATIENCE = 0.5
 
 
 def alive(pid):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, configure, train
-from vae_cli import checkpoint, parts, trainer
+from vae_cli import checkpoint, parts, run, trainer
+from vae_cli.data import Spec
 from vae_cli.errors import UserError
 from vae_cli.metrics import bits_per_dim, evaluate
 from vae_cli.randomness import seed_everything
@@ -165,7 +167,7 @@ def test_checkpoints_hold_state_alone(tmp_path):
 
 
 def test_the_best_weights_are_those_of_the_best_validation(tmp_path):
-    summary = train(tmp_path, *SHORT, "optimizer.lr=0.05", "trainer.validate_every=0.2", "trainer.final_samples=1")
+    summary = train(tmp_path, *SHORT, "optimizer.lr=0.05", "trainer.validate_every=0.2")
     best = max(line["valid/elbo"] for line in lines(tmp_path) if "valid/elbo" in line)
     assert summary["valid/elbo"] == best
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["score"] == best
@@ -221,7 +223,7 @@ def test_active_units_are_those_whose_mean_moves(tmp_path):
         ["data.test=0"],
         ["data.valid=0", "data.test=0"],
         ["trainer.batch_size=100000"],
-        ["data.limit=1"],
+        ["data.limit_train=1"],
         ["data.shape=[6]"],
         ["conditional=label", "conditional.embedding=3", "model=conv"],
         ["likelihood=gaussian", "likelihood.scale=optimal", "trainer.ema=0.9"],
@@ -397,3 +399,22 @@ def test_the_debug_overlays_do_what_they_say(tmp_path):
     assert fast["steps"] == 2
     learned = train(tmp_path / "overfit", "debug=overfit", "trainer.epochs=300")
     assert learned["train/elbo"] > learned["test/elbo"] + 3
+
+
+def effort(shape, sizes, steps, **settings):
+    """What the final numbers of a run on data of that shape rest on."""
+    config = configure(*[f"trainer.{key}={value}" for key, value in settings.items()])
+    dataset = SimpleNamespace(spec=Spec(shape, 256, 0.0, 1.0), sizes=sizes, train=range(sizes["train"]))
+    return run._effort(config, dataset, SimpleNamespace(total=steps, batch_size=128))
+
+
+def test_final_numbers_cost_no_more_than_training():
+    """256² pictures: evaluation took most of a short run's time."""
+    mnist = effort((28, 28), {"train": 54_000, "valid": 6000, "test": 10_000}, 1)
+    assert (mnist.draws, mnist.train, mnist.weighed) == (8, 10_000, 1000)
+    photographs = {"train": 960, "valid": 120, "test": 120}
+    short, long = effort((3, 256, 256), photographs, 5), effort((3, 256, 256), photographs, 10_000)
+    assert (short.draws, short.train, short.weighed) == (1, 960, 20)
+    assert (long.draws, long.train, long.weighed) == (8, 960, 1000)
+    asked = effort((3, 256, 256), photographs, 5, log_likelihood_examples="null")
+    assert asked.weighed is None  # all, as was asked for

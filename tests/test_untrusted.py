@@ -1,5 +1,6 @@
 """Everything that a run folder or a file from elsewhere holds is data: nothing of it runs, and each gets a line."""
 
+import csv
 import io
 import json
 import os
@@ -7,6 +8,9 @@ import pickle
 import struct
 import zipfile
 import zlib
+from contextlib import suppress
+from resource import RUSAGE_SELF, getrusage
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +18,12 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.conftest import TINY, command, configure, train
 from vae_cli import api, checkpoint, parts
-from vae_cli.data import files
+from vae_cli.data import files, shards
+from vae_cli.disk import write_csv
 from vae_cli.errors import UserError
 from vae_cli.generate.sources import read_codes
 from vae_cli.schema import OPTIONS, foreign
@@ -148,7 +154,7 @@ def test_objects_in_arrays_are_never_unpickled(tmp_path, monkeypatch):
     assert not (tmp_path / MARK).exists()
 
 
-NAMES = ("../../escaped", "/tmp/escaped", "a/b\tc\nd", "con", "$(touch escaped)", "<i onload=x>")
+NAMES = ("../../escaped", "/tmp/escaped", "a/b\tc\nd", "\x1b[2Jcon", "$(touch escaped)", "<i onload=x>")
 
 
 def test_names_lead_nowhere(crafted, tmp_path):
@@ -165,6 +171,7 @@ def test_names_lead_nowhere(crafted, tmp_path):
     assert set(tmp_path.parent.iterdir()) | set(tmp_path.iterdir()) == before | {folder}
     assert not [path for path in folder.rglob("*") if "escaped" in path.name]
     assert "<i onload" not in (folder / "report.html").read_text()
+    assert "\x1b" not in done.stdout + made.stdout + (folder / "report.html").read_text()
 
 
 def test_a_picture_that_would_inflate_beyond_reason_is_refused(tmp_path):
@@ -179,7 +186,121 @@ def test_a_picture_that_would_inflate_beyond_reason_is_refused(tmp_path):
     )
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
+        files.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
+
+
+def test_postscript_by_the_name_of_a_picture_starts_no_program(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: started.append(1))
+    harm = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(harm)
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
         files.images(path=str(tmp_path), size=8, color="grayscale")
+    with pytest.raises(OSError, match="cannot identify"):
+        shards.Reader(None, None, skip=False).x({"png": harm})
+    assert not started
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
+@pytest.mark.parametrize("suffix", sorted(files.SUFFIXES - {".pgm"}))
+def test_every_kind_of_picture_that_is_listed_is_read(tmp_path, suffix, mode):
+    mode = "RGB" if suffix in (".jpg", ".jpeg", ".ppm", ".webp") else mode
+    picture = Image.new("RGB", (6, 4), (200, 100, 50)).convert(mode)
+    picture.save(tmp_path / f"a{suffix}")
+    assert files.picture(tmp_path / f"a{suffix}", None, "RGB").shape == (3, 4, 6)
+
+
+TOO_MANY = (
+    "/x-{0..99999999999}.tar", "/x-{0..9999}{0..9999}.tar", "/{a..z}{a..z}{a..z}{a..z}{a..z}", "pipe:x {1..9999999}",
+    "/{a,b}" * 40, "/x-{0..-99999999999}", "/{0..99999999999..3}", f"/{{0..{'9' * 200}}}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", TOO_MANY)
+def test_a_pattern_of_more_shards_than_there_could_be_is_not_expanded(pattern):
+    with pytest.raises(UserError, match=r"data\.path=.*: names up to .* shards; at most 1,000,000 are allowed"):
+        shards._expanded("data.path", pattern)
+
+
+@pytest.mark.parametrize("pattern", ["/x-{000..123}.tar", "/{a,b,{c,d}}-{0..9..2}", "/x", "/{a..e}", "/{0..", "/{,}"])
+def test_a_pattern_is_counted_without_being_expanded(pattern):
+    import braceexpand
+
+    with suppress(ValueError):
+        assert len(list(braceexpand.braceexpand(pattern))) <= shards._many(pattern) <= 200
+    with pytest.raises(UserError, match=r"data\.path=/"):
+        shards._expanded("data.path", pattern)
+
+
+def rewritten(good, path, method=zipfile.ZIP_STORED, **contents):
+    """Write a checkpoint anew with other contents of some records, in another way of storing them."""
+    with zipfile.ZipFile(good) as before, zipfile.ZipFile(path, "w", method) as after:
+        for record in before.infolist():
+            name = record.filename.rpartition("/")[2].partition(".")[0]
+            after.writestr(record.filename, contents.get(name, before.read(record)))
+
+
+def test_a_checkpoint_that_would_inflate_is_refused_unread(tmp_path, monkeypatch):
+    good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
+    checkpoint.save({"model": torch.zeros(100_000), "step": 3}, good)
+    rewritten(good, bad)
+    assert checkpoint.load(bad)["step"] == 3
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read"))
+    rewritten(good, bad, zipfile.ZIP_DEFLATED)
+    assert bad.stat().st_size < 2000
+    _refused(bad)
+    takes_memory = b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+    rewritten(good, bad, data=takes_memory)
+    _refused(bad)
+    bad.write_bytes(pickle.dumps({"format": 3}) + good.read_bytes())  # an archive for one reader, a pickle for another
+    _refused(bad)
+
+
+def test_containers_that_share_their_parts_without_end_are_refused_at_once(tmp_path):
+    grown = [1]
+    for _ in range(60):
+        grown = [grown, grown]
+    torch.save({"format": checkpoint.FORMAT, "digest": "", "model": grown}, tmp_path / "last.pt")
+    _refused(tmp_path / "last.pt")
+
+
+def _refused(path):
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("step", ["../../../escaped", -10, True, 1.5, 10**30, None])
+def test_a_step_that_is_no_count_is_refused(crafted, step):
+    for name in ("best.pt", "last.pt"):
+        path = crafted / "checkpoints" / name
+        checkpoint.save(checkpoint.load(path) | {"step": step}, path)
+    with pytest.raises(UserError, match=r"best\.pt: does not fit the run's settings \(TypeError: its step is no count"):
+        api.load(crafted)
+    with pytest.raises(UserError, match=r"last\.pt: does not fit .* its step is no count"):
+        train(crafted, *TINY, "trainer.steps=5", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [("spec", "shape", [1_500_000]), ("model", "hidden", [10**7])],
+)
+def test_memory_is_not_taken_for_another_model_than_the_weights_are_of(crafted, group, name, value):
+    path = crafted / "checkpoints" / "best.pt"
+    state = checkpoint.load(path)
+    if group == "spec":
+        checkpoint.save(state | {"spec": state["spec"] | {name: value}}, path)
+    else:
+        state["config"][group][name] = value
+        checkpoint.save(state, path)
+        rewrite(crafted, lambda content: content[group].update({name: value}))
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    with pytest.raises(
+        UserError, match=r"does not fit the run's settings \(RuntimeError: the model would be far larger"
+    ):
+        api.load(crafted)
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
 
 def valid_npz():
@@ -241,11 +362,79 @@ def test_codes_from_elsewhere_are_data(crafted):
         read_codes("codes.npz", model)
 
 
-def test_results_that_are_no_numbers_do_no_harm_in_a_comparison(crafted):
+def test_results_that_are_no_numbers_do_no_harm_in_a_comparison(crafted, capsys):
     from vae_cli.compare import compare
 
-    (crafted / "summary.json").write_text(json.dumps({"test/elbo": "<script>", "measure": ["x"], "warnings": 3}))
+    (crafted / "summary.json").write_text(json.dumps({"test/elbo": "<script>", "measure": ["x\x1b"], "warnings": 3}))
     assert [row.values("test/elbo") for row in compare([str(crafted)])] == [[]]
+    assert "\x1b" not in capsys.readouterr().out
+
+
+NO_OBJECTS = ["[]", "3", "null", '"text"', "", "{", "[" * 100_000, "9" * 5000, "\x00", '{"a": 1']
+
+
+@pytest.mark.parametrize("text", NO_OBJECTS)
+def test_results_that_are_none_are_refused_or_passed_over(tmp_path, text):
+    from vae_cli import compare, pruning
+    from vae_cli import evaluate as evaluation
+    from vae_cli import train as command_line
+
+    folder = tmp_path / "0"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(configure(*TINY).plain))
+    (folder / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json: cannot be read"):
+        compare.compare([str(folder)])
+    assert command_line._summary(folder) is None
+    rule = pruning.MedianRule(tmp_path / "1", measure="m", jobs=1, earliest=0.0)
+    (tmp_path / "1").mkdir()
+    for metrics in (folder, tmp_path / "1"):
+        (metrics / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0, "valid/elbo": -1.0}\n')
+    assert rule(1.0) is None
+    (folder / "summary.json").write_text("{}")
+    assert rule(1.0) is None
+    (folder / "evaluation.json").write_text(text)
+    with pytest.raises(UserError, match=r"evaluation\.json: cannot be read"):
+        compare.compare([str(folder)])
+    facts = {"settings": SimpleNamespace(split="test", seed=0), "folder": folder, "step": 3, "data": [1, 2]}
+    evaluation._write(SimpleNamespace(**facts, measure="m", notes=[]), {"elbo": -1.0})
+    assert json.loads((folder / "evaluation.json").read_text())["test/elbo"] == -1.0
+
+
+def test_a_score_that_is_no_number_is_not_handed_to_a_sweeper():
+    from vae_cli.train import _score
+
+    assert _score({"score": "valid/elbo"}, {"valid/elbo": -1, "train/elbo": -2}) == -1.0
+    for odd in ("high", None, [1], float("inf"), True):
+        with pytest.raises(UserError, match="is no number"):
+            _score({"score": "valid/elbo"}, {"valid/elbo": odd, "train/elbo": -2})
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    texts = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\x1b[31m", "-1.5", "plain", "\n=1"]
+    path = write_csv(tmp_path / "a.csv", [texts, [-1.5, None, 3]])
+    first, second = csv.reader(path.read_text().splitlines())
+    assert first == ["'=1+1", "'+1+1", "'-1+1", "'@SUM(A1)", r"\x1b[31m", "-1.5", "plain", r"\x0a=1"]
+    assert second == ["-1.5", "", "3"]
+
+
+@pytest.mark.parametrize("flag", ["--experimental-rerun", "--experimental-rerun=x.pickle", "--exp", "--e=x"])
+def test_settings_are_not_read_from_a_pickle(flag):
+    from vae_cli.command import _refuse_pickles
+
+    with pytest.raises(UserError, match=rf"^{flag}: not allowed, it would run what a pickle holds"):
+        _refuse_pickles(["seed=1", flag, "x.pickle"])
+    _refuse_pickles(["--help", "-e", "--", "--config-dir", "seed=1"])
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "generate.app", "export", "pack"])
+def test_no_command_reads_settings_from_a_pickle(tmp_path, module):
+    (tmp_path / "x.pickle").write_bytes(pickle.dumps(Harm()))
+    done = command("--experimental-rerun", "x.pickle", module=f"vae_cli.{module}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--experimental-rerun: not allowed" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / MARK).exists()
 
 
 def test_parts_of_a_trusted_package_are_built(crafted, tmp_path, monkeypatch):

@@ -4,8 +4,7 @@
 returns; these names are public. torch is imported when they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as mypy knows it; typing is not imported, so that a command begins at once
 if TYPE_CHECKING:
     from vae_cli.api import Trained, load, load_data
 
@@ -13,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["Trained", "load", "load_data"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vae_cli' has no attribute {name!r}")
     from vae_cli import api

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.distributions import Distribution
 from vae_cli import metrics, parts
 from vae_cli.data import Spec
 from vae_cli.distribution import Rescaled
+from vae_cli.errors import suggest
 from vae_cli.schema import Config
 from vae_cli.trainer import choose_device
 from vae_cli.vae import VAE
@@ -63,7 +65,9 @@ def load_data(
 
 
 class Trained:
-    """A trained VAE. x are tensors or numpy arrays [B, *shape] in the data's own range, y labels [B] or [B, A].
+    """A trained VAE. x are tensors or numpy arrays [B, *shape] in the data's own range.
+
+    y are labels, one for all examples or one each: classes by number or name, or attributes [A] or [B, A].
 
     Attributes:
         vae: the module itself, which works in the units it was trained in.
@@ -113,11 +117,16 @@ class Trained:
 
     @torch.no_grad()
     def decode(self, z: ArrayLike | Tensor, y: Any = None) -> Distribution:
-        """Return p(x|z,c) for z [B, D]: batch [B], event `shape`, in the data's own units."""
+        """Return p(x|z,c) for z [..., D]: batch [...], event `shape`, in the data's own units.
+
+        Args:
+            z: codes; one [D], several [B, D], K draws of each [K, B, D].
+            y: one label for all, or B.
+        """
         z = self._tensor(z)
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z has shape {list(z.shape)}; [B, {self.latent_dim}] is allowed")
-        return self.rescaled(self.vae.decode(z, self._y(y, len(z))))
+        if z.ndim == 0 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z has shape {list(z.shape)}; [..., {self.latent_dim}] is allowed")
+        return self.rescaled(self.vae.decode(z, self._y(y, z.shape[-2] if z.ndim > 1 else 1)))
 
     @torch.no_grad()
     def sample(self, n: int, y: Any = None, *, temperature: float = 1.0, mean: bool = True) -> Tensor:
@@ -133,6 +142,17 @@ class Trained:
             raise ValueError(f"y={y}: has no effect, this model is not conditional")
         p = self.rescaled(self.vae.decode(*self._prior(n, y, temperature)))
         return p.mean if mean else p.sample()
+
+    @torch.no_grad()
+    def prior(self, y: Any = None) -> Distribution:
+        """Return p(z|c), event [D]: batch [B] where it differs from label to label (prior=conditional), else batch [].
+
+        Args:
+            y: labels, for a conditional model: one (B is 1), or B.
+        """
+        if y is not None and not self.conditional:
+            raise ValueError(f"y={y}: has no effect, this model is not conditional")
+        return self.vae.prior(self.vae.conditioning(self._y(y, self._count(y))))
 
     def prior_sample(self, n: int, y: Any = None, *, temperature: float = 1.0) -> Tensor:
         """Return n draws of z from the prior, [n, D]."""
@@ -159,6 +179,26 @@ class Trained:
             return torch.logsumexp(log_w, 0) - np.log(samples)
 
         return self._in_batches(estimate, x, y, 1)
+
+    def elbo_by_class(self, x: ArrayLike | Tensor, *, samples: int = 1) -> Tensor:
+        """Return the ELBO of each example under each class [B, classes], nats: what x is worth whose label is unknown.
+
+        The largest tells the class that the model thinks of; logsumexp(-1) − log(classes) is a bound on log p(x) with
+        every class equally likely.
+        """
+        return self._by_class(partial(self.elbo, x, samples=samples))
+
+    def log_likelihood_by_class(self, x: ArrayLike | Tensor, *, samples: int = 1000) -> Tensor:
+        """Return log p(x|c) of each example under each class [B, classes], nats.
+
+        logsumexp(-1) − log(classes) is log p(x) with every class equally likely.
+        """
+        return self._by_class(partial(self.log_likelihood, x, samples=samples))
+
+    def _by_class(self, score: Callable[[int], Tensor]) -> Tensor:
+        if not self.conditional or self.spec.classes is None:
+            raise ValueError("this model is not conditional on classes: it has no score for each of them")
+        return torch.stack([score(k) for k in range(self.spec.classes)], -1)
 
     @torch.no_grad()
     def kl_by_dimension(self, x: ArrayLike | Tensor, y: Any = None) -> Tensor | None:
@@ -204,7 +244,8 @@ class Trained:
         if len(given) == 0 or not bool(given.isfinite().all()):
             raise ValueError("x is empty, or holds NaN or infinity")
         if given.shape[1:] != shape:
-            raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed")
+            one = "; of one example give x[None]" if given.shape == shape else ""
+            raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed{one}")
         low, high = float(given.min()), float(given.max())
         if self.bounded and (low < -SLACK or high > 1.0 + SLACK):
             whole = low >= 0.0 and high <= 255.0 and bool((given == given.round()).all())
@@ -225,11 +266,27 @@ class Trained:
         if y is None:
             raise ValueError("this model is conditional: give labels y, one for all or one each")
         if self.spec.classes is not None:
-            return self._classes(torch.as_tensor(y, device=self.device), n, self.spec.classes)
+            return self._classes(torch.as_tensor(self._numbered(y), device=self.device), n, self.spec.classes)
         labels, wanted = self._tensor(y), self.spec.attributes
         if labels.shape not in ((wanted,), (n, wanted)):
             raise ValueError(f"y has shape {list(labels.shape)}; attributes [{wanted}] or [{n}, {wanted}] are allowed")
         return labels.expand(n, -1)
+
+    def _numbered(self, y: Any) -> Any:
+        """Return classes by number where they were given by name, one or several; numbers stay as they are.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if isinstance(y, str):
+            return class_number(self.spec.names or (), y, "y")
+        several = y.tolist() if isinstance(y, np.ndarray) else y
+        return [self._numbered(each) for each in several] if isinstance(several, (list, tuple)) else several
+
+    def _count(self, y: Any) -> int:
+        """Return how many labels y holds."""
+        shape, dimensions = np.shape(y), 0 if self.spec.classes is not None else 1
+        return shape[0] if len(shape) > dimensions else 1
 
     def _classes(self, labels: Tensor, n: int, classes: int) -> Tensor:
         allowed = f"one class, or {n}, from 0 to {classes - 1} are allowed"
@@ -246,6 +303,18 @@ class Trained:
             return p
         mean, std = (self._tensor(v).view(self.vae.shape) for v in (self.spec.mean, self.spec.std or ()))
         return Rescaled(p, mean, std)
+
+
+def class_number(names: Sequence[str], name: str, given: str) -> int:
+    """Return the number of a class, of the run's names in order; `given` is what an error begins with.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if name in names:
+        return names.index(name)
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    raise ValueError(f"{given}: the run knows no class {name}{suggest(name, names)}; {shown} are allowed")
 
 
 def _mean(prior: Distribution) -> Tensor:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickletools
+import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +18,17 @@ from typing import Any
 
 import torch
 
-from vae_cli.disk import whole
+from vae_cli.disk import Unwritable, whole
 from vae_cli.errors import UserError, first_line
 from vae_cli.machine import is_out_of_memory
 
 FORMAT = 3
 MISFITS = (RuntimeError, LookupError, TypeError, AttributeError, ValueError, OverflowError)
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+ZIP = b"PK\x03\x04"  # how an archive begins
+BUILT = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # beside plain values
+SLACK = 10_000  # values that a file may hold beyond its bytes
+MOST = 2**48  # of whatever a state counts
 
 
 def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
@@ -33,10 +40,10 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
         keep: where the checkpoint that is at `path` now is kept; at no moment is neither of them there.
 
     Raises:
-        UserError: the file cannot be written.
+        Unwritable: the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # its own folder alone: a run's that was deleted does not come back
         with whole(path) as partial:
             with partial.open("wb") as file:
                 torch.save({"format": FORMAT, "digest": digest(state), **state}, file)
@@ -46,7 +53,7 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
                 _link(path, keep)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: the checkpoint cannot be written ({first_line(error)})") from error
+        raise Unwritable(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -60,7 +67,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _refuse_to_inflate(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+            _refuse_more_than_the_file_holds(state, path.stat().st_size)
         same_format = isinstance(state, dict) and str(state.pop("format", None)) == str(FORMAT)
         undamaged = same_format and str(state.pop("digest", None)) == digest(state)
     except Exception as error:  # damaged bytes fail in as many ways as there are readers
@@ -111,7 +120,6 @@ def digest(value: Any) -> str:
 
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            _refuse_more_than_is_there(value)
             found.update(f"{value.dtype}{list(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
@@ -130,8 +138,60 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
+def count_in(state: dict[str, Any], key: str) -> int:
+    """Return a count that a state holds: its step, say.
+
+    Raises:
+        TypeError: it is none.
+    """
+    count = state[key]
+    if type(count) is not int or not 0 <= count < MOST:
+        raise TypeError(f"its {key} is no count")
+    return count
+
+
+def _refuse_to_inflate(path: Path) -> None:
+    """Refuse a file that is not as `save` writes it, before anything of it is read: stored bytes of known kinds.
+
+    Raises:
+        ValueError: it is compressed, its records overlap, or it would build something else than tensors and containers.
+    """
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            raise ValueError("no archive")
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            if packed or sum(record.file_size for record in records) > path.stat().st_size:
+                raise ValueError("records larger than the file")
+            (pickled,) = (record for record in records if record.filename.endswith("/data.pkl"))
+            for code, argument, _ in pickletools.genops(archive.read(pickled)):
+                if code.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not BUILT.fullmatch(str(argument)):
+                    raise ValueError(f"{argument} is neither a tensor nor a container")
+
+
+def _refuse_more_than_the_file_holds(state: Any, size: int) -> None:
+    """Refuse tensors with more bytes than their file of so many, and containers that share their parts without end.
+
+    Raises:
+        ValueError: there are such.
+    """
+    left, memory, within = size + SLACK, {}, [state]
+    while within:
+        value = within.pop()
+        left -= 1
+        if isinstance(value, torch.Tensor):
+            _refuse_more_than_is_there(value)
+            memory[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, (dict, list, tuple)):
+            left -= len(value)
+            within += [*value, *value.values()] if isinstance(value, dict) else value
+        if left < 0 or sum(memory.values()) > size:
+            raise ValueError("more than its file holds")
+
+
 def _refuse_more_than_is_there(value: torch.Tensor) -> None:
-    """Refuse a tensor that would take more memory than the file that it came from."""
+    """Refuse a tensor that would take more memory than it has."""
     if value.layout is not torch.strided or value.device.type == "meta":
         raise ValueError("a tensor without its numbers")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +12,28 @@ from typing import Any
 
 from vae_cli.command import guarded
 from vae_cli.config import flat, stored
-from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.output import number, writable
+from vae_cli.disk import SETTINGS, read_object, write_csv
+from vae_cli.errors import UserError, suggest
+from vae_cli.interruption import begin
+from vae_cli.output import bound_sign, number, say, writable
+from vae_cli.sweep import REASON
 
 METRICS = ("test/log_likelihood", "test/elbo", "valid/elbo", "train/elbo")  # the first that every run has is ranked by
 SHOWN = ("log_likelihood", "elbo", "kl", "reconstruction", "active_units", "mutual_information")
-SAME = ("_target_", "seed", "binarize", "dequantize", "standardize", "test", "path", "root")  # of data, to be compared
+SAME = (
+    "_target_",
+    "seed",
+    "binarize",
+    "dequantize",
+    "standardize",
+    "test",
+    "limit",
+    "path",
+    "root",
+)  # of data, to be compared
 SEED = "seed"
+LISTED = 20  # jobs that are missing, each with its line
+LONGEST = 500  # letters of the reason that one gives
 LESS_IS_BETTER = ("bits_per_dim", "posterior_gap", "marginal_kl", "frechet_distance", "fid", "gap")
 
 
@@ -56,6 +69,11 @@ class Row:
         values = self.values(metric)
         return mean(values) if values else math.nan
 
+    def sign(self, metric: str) -> str:
+        """Return '≥ ' or '≤ ' where a metric of one of the runs is bounded by the number of examples, else ''."""
+        split, _, name = metric.partition("/")
+        return max(bound_sign(run.numbers, split, name) for run in self.runs)
+
     def having(self, metric: str) -> str:
         """Say how many of the runs have a metric: all, or some of them."""
         n, every = len(self.values(metric)), len(self.runs)
@@ -69,7 +87,12 @@ def main() -> None:
     parser.add_argument("--metric", help=f"to sort by, best first; by default the first that every run has: {METRICS}")
     parser.add_argument("--output", help="folder for comparison.csv and the figures; by default the sweep's, or none")
     arguments = parser.parse_args()
-    guarded("vae-compare", lambda: compare(arguments.runs, arguments.metric, arguments.output))
+
+    def body() -> None:
+        begin()
+        compare(arguments.runs, arguments.metric, arguments.output)
+
+    guarded("vae-compare", body)
 
 
 def compare(paths: Sequence[str], metric: str | None = None, output: str | None = None) -> list[Row]:
@@ -85,11 +108,13 @@ def compare(paths: Sequence[str], metric: str | None = None, output: str | None 
     rows = ranked(group(runs), chosen)
     varied = [key for key in varying(runs) if key != SEED]
     _print(rows, varied, chosen, str(runs[0].numbers.get("measure", "")))
+    for line in (line for path in paths for line in missing(Path(path))):
+        print(writable(line))
     folder = Path(output) if output else Path(paths[0]) if not (Path(paths[0]) / "summary.json").is_file() else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for path in (_csv(rows, varied, folder / "comparison.csv"), *_figures(rows, varied, chosen, folder)):
-            print(writable(str(path)))
+            say(str(path))
     return rows
 
 
@@ -101,25 +126,41 @@ def find(path: Path) -> list[Run]:
     """
     if (path / "summary.json").is_file():
         return [_read(path)]
-    found = [_read(each.parent) for each in sorted(path.glob("*/summary.json"), key=_by_number)]
+    found = [
+        _read(each.parent) for each in sorted(path.glob("*/summary.json"), key=lambda each: _by_number(each.parent))
+    ]
     if not found:
-        raise UserError(f"{path}: no finished run there (no summary.json), and no sweep of such")
+        raise UserError(f"{path}: no finished run there (no summary.json), and no sweep of such", *missing(path))
     return found
 
 
-def _by_number(path: Path) -> tuple[bool, int, str]:
-    name = path.parent.name
+def missing(path: Path) -> list[str]:
+    """Say which jobs of a sweep failed or are not finished: the number of them, and a line each."""
+    jobs = {each.parent for each in path.glob(f"*/{REASON}")} | {each.parents[1] for each in path.glob(f"*/{SETTINGS}")}
+    lines = [line for job in sorted(jobs, key=_by_number) if (line := _why_missing(job))]
+    if not lines:
+        return []
+    more = [f"… and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return [f"{path}: {len(lines)} of {len(jobs)} jobs failed or are not finished", *lines[:LISTED], *more]
+
+
+def _why_missing(job: Path) -> str | None:
+    """Return why a job has no numbers, or only earlier ones; None where it is finished."""
+    if (job / REASON).is_file():
+        with (job / REASON).open(errors="backslashreplace") as file:
+            return f"{job}: {writable(file.readline(LONGEST).strip())}"
+    return None if (job / "summary.json").is_file() else f"{job}: not finished"
+
+
+def _by_number(job: Path) -> tuple[bool, int, str]:
+    name = job.name
     return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 
 def _read(folder: Path) -> Run:
-    settings = stored(folder)
-    try:
-        numbers = json.loads((folder / "summary.json").read_text())
-        evaluation = folder / "evaluation.json"
-        numbers |= json.loads(evaluation.read_text()) if evaluation.is_file() else {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder}: cannot be read as a run ({first_line(error)})") from error
+    settings, evaluation = stored(folder), folder / "evaluation.json"
+    numbers = read_object(folder / "summary.json")
+    numbers |= read_object(evaluation) if evaluation.is_file() else {}
     return Run(folder, flat(settings), numbers)
 
 
@@ -212,21 +253,19 @@ def _cell(row: Row, name: str, metric: str) -> str:
         return ""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     having = row.having(name)
-    return f"{mean(values):.3f}{spread}" + ("" if having == row.having(metric) else f" ({having})")
+    return f"{row.sign(name)}{mean(values):.3f}{spread}" + ("" if having == row.having(metric) else f" ({having})")
 
 
 def _csv(rows: Sequence[Row], varied: Sequence[str], path: Path) -> Path:
     """Write a line a run: its settings that vary, its numbers, its folder."""
     runs = [run for row in rows for run in row.runs]
     numbers = dict.fromkeys(k for run in runs for k, v in run.numbers.items() if number(v) is not None)
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow([*map(_short, varied), SEED, *numbers, "folder"])
-        for run in runs:
-            settings = [_value(run.settings.get(key)) for key in (*varied, SEED)]
-            found = [run.numbers[key] if number(run.numbers.get(key)) is not None else "" for key in numbers]
-            writer.writerow([*settings, *found, run.folder])
-    return path
+    table: list[Sequence[object]] = [[*map(_short, varied), SEED, *numbers, "folder"]]
+    for run in runs:
+        settings = [_value(run.settings.get(key)) for key in (*varied, SEED)]
+        found = [run.numbers[key] if number(run.numbers.get(key)) is not None else "" for key in numbers]
+        table.append([*settings, *found, str(run.folder)])
+    return write_csv(path, table)
 
 
 def _figures(rows: Sequence[Row], varied: Sequence[str], metric: str, folder: Path) -> list[Path]:
@@ -238,12 +277,22 @@ def _figures(rows: Sequence[Row], varied: Sequence[str], metric: str, folder: Pa
     known = [point for point in points if math.isfinite(point[0] + point[1])]
     paths = [figures.rate_distortion(known, folder / "rate_distortion.png")]
     for key in varied:
-        places = [place for row in rows if (place := number(row.settings[key])) is not None]
-        if len(places) == len(rows):
-            curve = [(place, row.values(metric)) for place, row in zip(places, rows, strict=True)]
+        if all(number(row.settings[key]) is not None for row in rows):
             name = f"{metric.replace('/', '_')}_by_{key.replace('.', '_')}.png"
-            paths.append(figures.over_setting(curve, key, metric, folder / name))
+            paths.append(figures.over_setting(_curves(rows, varied, key, metric), key, metric, folder / name))
     return paths
+
+
+def _curves(rows: Sequence[Row], varied: Sequence[str], key: str, metric: str) -> list[Any]:
+    """Return a metric over a setting: a curve for each choice of all the other settings."""
+    others = [each for each in varied if each != key]
+    curves: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        curves.setdefault(tuple(_same(row.settings[each]) for each in others), []).append(row)
+    return [
+        (_label(each[0], others), [(number(row.settings[key]), row.values(metric)) for row in each])
+        for each in curves.values()
+    ]
 
 
 def _label(row: Row, varied: Sequence[str]) -> str:

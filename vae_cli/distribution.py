@@ -27,6 +27,47 @@ def exact(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+class Explained(Distribution):
+    """A distribution that says in a sentence what it does not have, where torch raises an error without a word.
+
+    Subclasses give the moments they have in closed form; the standard deviation follows from the variance.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean [*batch, *event], where a subclass gives it."""
+        raise lacking(self, "mean", "sample((1000,)).mean(0)")
+
+    @property
+    def mode(self) -> Tensor:
+        """The most likely value [*batch, *event], where a subclass gives it."""
+        raise lacking(self, "mode", "the likeliest of many draws, by log_prob")
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each element [*batch, *event], where a subclass gives it."""
+        raise lacking(self, "variance", "sample((1000,)).var(0)")
+
+    def entropy(self) -> Tensor:
+        """Return the entropy [*batch], nats, where a subclass gives it."""
+        raise lacking(self, "entropy", "-log_prob(sample((1000,))).mean(0)")
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw with gradients, where a subclass can."""
+        raise NotImplementedError(f"{_named(self)} has no draws with gradients; sample() draws without")
+
+
+def lacking(distribution: Distribution, what: str, instead: str) -> NotImplementedError:
+    """Return the error that says what a distribution has no closed form for, and how to estimate it."""
+    return NotImplementedError(f"{_named(distribution)} has no {what} in closed form; an estimate: {instead}")
+
+
+def _named(distribution: Distribution) -> str:
+    return type(distribution).__name__
+
+
 class Gaussian(Normal):
     """torch's Normal, whose draws for a rank's examples are those that one process would draw for them."""
 
@@ -54,7 +95,7 @@ def diagonal(loc: Tensor, scale: Tensor) -> Independent:
     return Independent(Gaussian(loc, scale, validate_args=False), 1, validate_args=False)
 
 
-class GaussianMixture(Distribution):
+class GaussianMixture(Explained):
     """Σ_c π_c N(loc_c, diag scale_c²) with batch shape [] and event shape [D].
 
     Args:
@@ -62,8 +103,6 @@ class GaussianMixture(Distribution):
         scale: [C, D].
         logits: [C], unnormalised log π; None for equal weights.
     """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, loc: Tensor, scale: Tensor, logits: Tensor | None = None):
         super().__init__(event_shape=loc.shape[-1:], validate_args=False)
@@ -74,6 +113,12 @@ class GaussianMixture(Distribution):
     def mean(self) -> Tensor:
         """Σ_c π_c loc_c, [D]."""
         return self.log_weights.exp() @ self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Σ_c π_c (scale_c² + (loc_c − mean)²), [D]."""
+        spread = self.scale.square() + (self.loc - self.mean).square()
+        return self.log_weights.exp() @ spread
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) [...], nats, for z [..., D].
@@ -98,13 +143,26 @@ class GaussianMixture(Distribution):
         return loc + scale * torch.randn_like(loc)
 
 
+class ComponentMixture(MixtureSameFamily):
+    """torch's mixture, which says in a sentence what it has no closed form for."""
+
+    @property
+    def mode(self) -> Tensor:
+        """There is none in closed form."""
+        raise lacking(self, "mode", "the likeliest of many draws, by log_prob")
+
+    def entropy(self) -> Tensor:
+        """There is none in closed form."""
+        raise lacking(self, "entropy", "-log_prob(sample((1000,))).mean(0)")
+
+
 def mixture(components: Distribution, logits: Tensor | None = None) -> Distribution:
     """Return the mixture of a distribution's batch [C], equally weighted unless logits [C] say otherwise."""
     if is_diagonal(components):
         return GaussianMixture(components.base_dist.loc, components.base_dist.scale, logits)  # type: ignore[attr-defined]
     if logits is None:
         logits = torch.zeros(components.batch_shape, device=components.sample().device)
-    return MixtureSameFamily(Categorical(logits=logits, validate_args=False), components, validate_args=False)
+    return ComponentMixture(Categorical(logits=logits, validate_args=False), components, validate_args=False)
 
 
 def is_diagonal(distribution: Distribution) -> bool:
@@ -132,7 +190,7 @@ def _kl_of_elements(q: Distribution, p: Distribution) -> Tensor:
     """Return KL(q ‖ p) of independent elements; fused where p is a fixed Gaussian and the step is not compiled."""
     if not isinstance(q, Normal) or not isinstance(p, Normal) or torch.compiler.is_compiling():
         return kl_divergence(q, p)
-    if p.loc.requires_grad or p.scale.requires_grad or p.loc.ndim > q.loc.ndim:
+    if p.loc.requires_grad or p.scale.requires_grad:
         return kl_divergence(q, p)
     return _DiagonalKL.apply(q.loc, q.scale, p.loc, p.scale)
 
@@ -145,6 +203,7 @@ class _DiagonalKL(torch.autograd.Function):
         """Return KL(N(loc, scale²) ‖ N(other_loc, other_scale²)) of each element, nats."""
         ratio, shift = scale / other_scale, (loc - other_loc) / other_scale
         ctx.save_for_backward(ratio, shift, other_scale)
+        ctx.shapes = loc.shape, scale.shape
         return torch.addcmul(ratio * ratio, shift, shift).sub_(1.0).mul_(0.5).sub_(ratio.log())
 
     @staticmethod
@@ -153,7 +212,9 @@ class _DiagonalKL(torch.autograd.Function):
         """Return d/σ_p and (r − 1/r)/σ_p times the gradient."""
         ratio, shift, other_scale = ctx.saved_tensors
         gradient = gradient / other_scale
-        return shift * gradient, (ratio - ratio.reciprocal()) * gradient, None, None
+        grads = shift * gradient, (ratio - ratio.reciprocal()) * gradient
+        loc, scale = (grad.sum_to_size(shape) for grad, shape in zip(grads, ctx.shapes, strict=True))
+        return loc, scale, None, None
 
 
 def _chain_rule(q: MultivariateNormal, p: Normal) -> Tensor:
@@ -171,7 +232,7 @@ def _full_from_diagonal(q: MultivariateNormal, p: Independent) -> Tensor:
     return _chain_rule(q, p.base_dist).sum(-1)
 
 
-class Remembering(Distribution):
+class Remembering(Explained):
     """A distribution that knows the log-density of what it drew last, where finding it anew is dear.
 
     Args:
@@ -179,7 +240,6 @@ class Remembering(Distribution):
         draws: that its mean is estimated from.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
 
     def __init__(self, flow: Any, draws: int = 64):
@@ -203,7 +263,7 @@ class Remembering(Distribution):
         return self.last[1] if self.last is not None and z is self.last[0] else self.flow.log_prob(z)
 
 
-class Rescaled(Distribution):
+class Rescaled(Explained):
     """mean + std · u, u ~ base, element by element: standardised data in their own units.
 
     Args:
@@ -211,8 +271,6 @@ class Rescaled(Distribution):
         mean: [*shape].
         std: [*shape].
     """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, base: Distribution, mean: Tensor, std: Tensor):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
@@ -222,6 +280,20 @@ class Rescaled(Distribution):
     def mean(self) -> Tensor:
         """mean + std · E[u]."""
         return self.shift + self.std * self.base.mean
+
+    @property
+    def mode(self) -> Tensor:
+        """mean + std · the mode of u."""
+        return self.shift + self.std * self.base.mode
+
+    @property
+    def variance(self) -> Tensor:
+        """std² · Var[u]."""
+        return self.std**2 * self.base.variance
+
+    def entropy(self) -> Tensor:
+        """Return the entropy [*batch], nats: that of u plus Σ log std."""
+        return self.base.entropy() + self.std.log().sum()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw x."""

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from vae_cli.output import writable
+
 _HERE = Path(__file__).parent
 OWN_CONF: list[Path] = []  # folders of a user's own options
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")
@@ -20,8 +22,6 @@ EXTRAS = {  # options that Hydra's plugins bring, and the extra of ours that ins
     "hydra/launcher=ray": "ray",
     "hydra/sweeper=optuna": "optuna",
 }
-
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 _MAIN = ["train"]  # the configuration of the command that runs
 _OTHERS: dict[str, list[str]] = {
@@ -38,7 +38,18 @@ def use(name: str) -> None:
 
 
 class UserError(Exception):
-    """Something the person at the terminal can mend. Its text is one line; `vae-train` prints it and exits with 1."""
+    """Something the person at the terminal can mend; a command prints it and exits with 1.
+
+    Args:
+        line: what is wrong, in one line.
+        details: lines below it.
+    """
+
+    def __init__(self, line: str, *details: str):
+        super().__init__(line, *details)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 def first_line(error: BaseException) -> str:
@@ -56,6 +67,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def unknown_setting(key: str) -> str:
     """Say that a setting does not exist: which options have it, or which setting was meant."""
     group, _, name = key.partition(".")
+    if not name and group in _root() and group not in groups():
+        return f"{key}: no group of options here; its settings are allowed ({', '.join(sorted(_within(group)))})"
     known_group = group in groups()
     owners = sorted(option for option, names in _settings(group).items() if name in names and known_group)
     if owners:
@@ -68,13 +81,15 @@ def unknown_setting(key: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Turn an error of ours, of Hydra or of OmegaConf into one line, which holds no command for a terminal."""
-    return _line(error).translate(CONTROL)
+    """Turn an error of ours, of Hydra or of OmegaConf into one line, which holds no command for a terminal.
+
+    Where an error of ours has details, each is a line more.
+    """
+    lines = error.args if isinstance(error, UserError) else (_line(error),)
+    return "\n".join(map(writable, lines))
 
 
 def _line(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = str(error).strip().removeprefix("UserError raised while resolving interpolation: ")
@@ -94,16 +109,34 @@ def _line(error: Exception) -> str:
         return f"{key}: no such group of options{suggest(key, groups())}" if "@" in key else unknown_setting(key)
     if "Missing mandatory value" in text:
         return f"{getattr(error, 'full_key', None) or text.split()[-1]}: required; nothing was given"
-    if match := re.search(r"Could not find '([^']+)'", text):
-        return f"{match[1]}: no such option"
-    return text.splitlines()[0] if text else first_line(error)
+    if text.startswith(MERGING) and error.__cause__ is not None:
+        return f"{text.splitlines()[0].removeprefix(MERGING)}: {first_line(error.__cause__)}"
+    return _reworded(text, getattr(error, "full_key", None)) or (text.splitlines()[0] if text else first_line(error))
+
+
+MERGING = "Error merging override "  # how Hydra begins to say that a value does not fit
+REWORDED = {  # what Hydra and OmegaConf say, and what it means for what was typed
+    r"Could not find '([^']+)'": "{}: no such option",
+    r"Ambiguous value for argument '(.+)'": "{}: several values; one is allowed (a list is [A,B], -m begins a sweep)",
+    r"Sweep parameters '(.+=interval\(.+)'": "{}: only a search draws from an interval; -m sweep=optuna is one",
+    r"Sweep parameters '(.+)' requires --multirun": "{}: several values; one is allowed (-m begins a sweep)",
+    r"Multiple values for (\S+)\. ": "+{0}: has its place already; drop the +",
+    r"(?s)Error in call to target '([^']+)':\n([^\n]+)": "{}: {}",
+}
+
+
+def _reworded(text: str, key: str | None) -> str | None:
+    if match := re.match(r"\w+ raised while resolving interpolation: \"?(.+?)\"?$", text.partition("\n")[0]):
+        return f"{key}: {match[1]}"
+    found = ((re.search(pattern, text), words) for pattern, words in REWORDED.items())
+    return next((words.format(*match.groups()) for match, words in found if match), None)
 
 
 def groups() -> list[str]:
     """Return the groups of options of the command."""
     if _MAIN[0] in _OTHERS:
         return _OTHERS[_MAIN[0]]
-    others = {group for groups in _OTHERS.values() for group in groups} - {"data"}  # which it has as well
+    others = {"hydra", *(group for groups in _OTHERS.values() for group in groups)} - {"data"}  # which it has as well
     return sorted(path.name for path in Path(CONF).iterdir() if path.is_dir() and path.name not in others)
 
 
@@ -120,6 +153,11 @@ def _load(path: Path) -> dict:
 
 def _root() -> list[str]:
     return [key for key in _load(Path(CONF) / f"{_MAIN[0]}.yaml") if key not in ("defaults", "hydra")]
+
+
+def _within(group: str) -> list[str]:
+    content = _load(Path(CONF) / f"{_MAIN[0]}.yaml").get(group)
+    return [f"{group}.{name}" for name in content] if isinstance(content, dict) else [group]
 
 
 def _settings(group: str) -> dict[str, set[str]]:

@@ -16,8 +16,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import DEBUGGING, guarded, own_folders, told
-from vae_cli.disk import whole
+from vae_cli.command import DEBUGGING, import_torch, own_folders, run_hydra, told
+from vae_cli.disk import read_object, write
 from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
@@ -33,17 +33,19 @@ class NotApplicable(Exception):
 def main() -> None:
     """Run vae-eval; print errors as one line and exit with 1."""
     errors.use("evaluate")
-    guarded("vae-eval", lambda: application())
+    run_hydra("vae-eval", application)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def application(composed: DictConfig) -> None:
     """Evaluate what the settings say."""
-    from vae_cli.config import validate_evaluate
+    from vae_cli.config import require_run, validate_evaluate
 
     with told("vae-eval"):
         settings = validate_evaluate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         evaluate(settings)
 
 
@@ -117,7 +119,7 @@ class Session:
         from vae_cli import metrics
 
         if self.whole is None:
-            draws = self.config.trainer.final_samples
+            draws = metrics.enough_draws(self.vae, self.data, self.config.trainer.final_samples)
             self.whole = metrics.evaluate(
                 self.vae, self.data, samples=draws, seed=self.settings.seed, batch_size=self.settings.batch_size
             )
@@ -289,14 +291,13 @@ def _write(session: Session, found: dict[str, Any]) -> None:
     stamp = {"step": session.step, "examples": len(session.data), "seed": session.settings.seed}
     about = stamp | {"measure": session.measure, "notes": session.notes}
     try:
-        before = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:
+        before = read_object(path)
+    except UserError:  # none yet, or none that can be read
         before = {}
     if any(before.get(f"{split}/{key}") != value for key, value in stamp.items()):
         before = {key: value for key, value in before.items() if not key.startswith(f"{split}/")}
     now = {f"{split}/{key}": value for key, value in (plain(found) | about).items()}
-    with whole(path, f".{os.getpid()}") as partial:
-        partial.write_text(json.dumps(before | now, indent=2) + "\n")
+    write(path, json.dumps(before | now, indent=2) + "\n", mark=f".{os.getpid()}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -11,9 +12,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import guarded, new_folder, own_folders, told
-from vae_cli.config import check
+from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.config import check, require_run
+from vae_cli.disk import whole, write
 from vae_cli.errors import CONF, UserError, first_line
+from vae_cli.output import say
 from vae_cli.schema import Export
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ TOLERANCE = 1e-4  # between an exported module and the model
 def main() -> None:
     """Run vae-export; print errors as one line and exit with 1."""
     errors.use("export")
-    guarded("vae-export", lambda: application())
+    run_hydra("vae-export", application)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
@@ -35,9 +38,11 @@ def application(composed: DictConfig) -> None:
     """Export what the settings say, and print the paths of what was written."""
     with told("vae-export"):
         settings = check(Export, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), "")
+        require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         for path in export(settings):
-            print(os.path.relpath(path))
+            say(os.path.relpath(path))
 
 
 def export(settings: Export) -> list[Path]:
@@ -109,8 +114,9 @@ def _torch(model: Trained, folder: Path) -> list[Path]:
 
     paths = []
     for name, program in _programs(model).items():
-        paths.append(folder / f"{name}.pt2")
-        torch.export.save(program, paths[-1])
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        paths.append(write(folder / f"{name}.pt2", file.getvalue()))
     return paths
 
 
@@ -124,12 +130,13 @@ def _onnx(model: Trained, folder: Path) -> list[Path]:
     programs = _programs(model)
     for name, (module, inputs, takes, gives) in _parts(model).items():
         path = folder / f"{name}.onnx"
-        torch.onnx.export(
-            programs[name], (), path, input_names=takes, output_names=gives, dynamo=True, verbose=False,
-            external_data=False,
-        )  # fmt: skip
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        _hold_against(session, module, inputs, name)
+        with whole(path) as partial:
+            torch.onnx.export(
+                programs[name], (), partial, input_names=takes, output_names=gives, dynamo=True, verbose=False,
+                external_data=False,
+            )  # fmt: skip
+            session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+            _hold_against(session, module, inputs, name)
         paths.append(path)
     return paths
 
@@ -157,13 +164,11 @@ def _hold_against(session: Any, module: torch.nn.Module, inputs: tuple[torch.Ten
 
 def _safetensors(model: Trained, folder: Path) -> list[Path]:
     """Write the weights alone, with settings and data description as text in the file's own header."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path = folder / "model.safetensors"
     weights = {name: value.contiguous() for name, value in model.vae.state_dict().items()}
     about = {"config": json.dumps(model.config.plain), "data": json.dumps(model.spec.to_dict()), "format": "pt"}
-    save_file(weights, path, metadata=about)
-    return [path]
+    return [write(folder / "model.safetensors", save(weights, metadata=about))]
 
 
 if __name__ == "__main__":

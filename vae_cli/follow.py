@@ -48,7 +48,9 @@ def follow(own: Callable[[], dict[str, Any]], accepted: Callable[[dict[str, Any]
         time.sleep(PAUSE)
         if DEBUGGING or not isinstance(error, ERRORS):
             raise
-        sys.exit(f"vae-train: rank {ranks.rank()}: error: {one_line(error)}")
+        if not isinstance(error, ranks.Said):
+            ranks.say(one_line(error))
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         sys.exit(RESUMABLE if isinstance(interrupt, Interrupted) else 130)
 

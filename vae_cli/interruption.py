@@ -8,12 +8,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vae_cli.start import end_at_once
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 RESUMABLE = 75  # the exit code of a run that was interrupted and can go on: EX_TEMPFAIL, "try again"
 
 
 class Interrupted(KeyboardInterrupt):
     """Training stopped on request, and is saved."""
+
+
+def begin() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt: there is work to end well."""
+    _replace(end_at_once, signal.default_int_handler)
 
 
 def heed() -> None:

@@ -8,25 +8,28 @@ element of x; calling it maps outputs [..., P, *shape] to a `torch.distributions
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributions import ContinuousBernoulli as TorchContinuousBernoulli
 from torch.distributions import Distribution
 
 from vae_cli import parallel
+from vae_cli.distribution import Explained
+
+PACE = 10.0  # how fast a σ of each element moves: an optimizer's step of 0.001 is one per cent of it
+NEAREST = 16  # edges on either side of a logistic narrower than a level; e^−16 of it is beyond them
 
 
-class Elements(Distribution):
+class Elements(Explained):
     """A distribution over x that is independent from element to element given z.
 
-    Subclasses give `element_log_prob`, `mean` and `sample`; the sum over elements is taken here alone.
+    Subclasses give `element_log_prob`, `mean` and `sample`, and `mode`, `variance` and `element_entropy` where there
+    is a closed form; the sum over elements is taken here alone.
     """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, like: Tensor, event_dims: int):
         """Take the batch and event shape from a tensor [*batch, *event]."""
@@ -39,7 +42,17 @@ class Elements(Distribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) [*batch], nats: the sum over elements."""
-        terms = self.element_log_prob(x)
+        return self._summed(self.element_log_prob(x))
+
+    def element_entropy(self) -> Tensor:
+        """Return the entropy of each element [*batch, *event], nats."""
+        return super().entropy()
+
+    def entropy(self) -> Tensor:
+        """Return the entropy [*batch], nats: the sum over elements."""
+        return self._summed(self.element_entropy())
+
+    def _summed(self, terms: Tensor) -> Tensor:
         return terms.flatten(terms.ndim - len(self.event_shape)).sum(-1)
 
 
@@ -60,6 +73,10 @@ class Likelihood(nn.Module):
         """Map decoder outputs [..., P, *shape] to p(x|z) with event shape `shape` of `event_dims` dimensions."""
         raise NotImplementedError
 
+    def shown(self, x: Tensor) -> Tensor:
+        """Return what the encoder is shown of x [B, *shape]."""
+        return x
+
 
 def _split(outputs: Tensor, event_dims: int) -> tuple[Tensor, ...]:
     axis = -event_dims - 1
@@ -73,7 +90,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor, dims: int) -> Tensor:
-        """Return log p(x) [*batch] of logits [*batch, *event] and x that broadcasts against them."""
+        """Return log p(x) [*batch] of logits and x that broadcast to [*batch, *event]."""
         ctx.save_for_backward(logits, x)
         ctx.dims = dims
         terms = torch.addcmul(F.softplus(logits), x, logits, value=-1.0)
@@ -82,10 +99,12 @@ class _BernoulliLogProb(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Return (x − σ(l)) times the gradient of each sum."""
+        """Return (x − σ(l)) times the gradient of each sum; summed over what the logits were broadcast to."""
         logits, x = ctx.saved_tensors
         sigma = logits.sigmoid()
-        return torch.sub(x, sigma, out=sigma).mul_(gradient[(..., *[None] * ctx.dims)]), None, None
+        same = torch.broadcast_shapes(x.shape, logits.shape) == logits.shape
+        error = torch.sub(x, sigma, out=sigma if same else None)
+        return error.mul_(gradient[(..., *[None] * ctx.dims)]).sum_to_size(logits.shape), None, None
 
 
 class BernoulliElements(Elements):
@@ -100,6 +119,20 @@ class BernoulliElements(Elements):
         """σ(l)."""
         return self.logits.sigmoid()
 
+    @property
+    def mode(self) -> Tensor:
+        """1 where l > 0, else 0."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """σ(l) σ(−l)."""
+        return self.logits.sigmoid() * (-self.logits).sigmoid()
+
+    def element_entropy(self) -> Tensor:
+        """Return −log p at the mean, which is −E[log p]: log p is linear in x."""
+        return -self.element_log_prob(self.mean)
+
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return x·l − softplus(l)."""
         return x * self.logits - F.softplus(self.logits)
@@ -107,8 +140,7 @@ class BernoulliElements(Elements):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) [*batch], nats: fused where x asks for no gradient and the step is not compiled."""
         plain = type(self) is not BernoulliElements or x.requires_grad or torch.compiler.is_compiling()
-        broadcast = x.ndim <= self.logits.ndim and self.logits.dtype == x.dtype
-        if plain or not broadcast:
+        if plain or self.logits.dtype != x.dtype:
             return super().log_prob(x)
         return _BernoulliLogProb.apply(self.logits, x, len(self.event_shape))
 
@@ -142,6 +174,17 @@ class ContinuousBernoulliElements(BernoulliElements):
         exact = 1.0 / -torch.expm1(-safe) - 1.0 / safe
         return torch.where(small, 0.5 + self.logits / 12.0 - self.logits**3 / 720.0, exact)
 
+    @property
+    def variance(self) -> Tensor:
+        """1/l² − 1/(4 sinh²(l/2)), near l = 0 its series 1/12 − l²/240 + l⁴/6048."""
+        small, square = (
+            self.logits.abs() < 0.5,
+            self.logits**2,
+        )  # the two terms nearly cancel further out than the mean's
+        safe = torch.where(small, torch.ones_like(self.logits), self.logits)
+        exact = safe**-2 - 0.25 * torch.sinh(safe / 2.0) ** -2
+        return torch.where(small, 1.0 / 12.0 - square / 240.0 + square**2 / 6048.0, exact)
+
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return x·l − softplus(l) + log C(l); near l = 0, log C = log 2 + l²/12 − 7l⁴/1440."""
         small, safe = self._safe_logits()
@@ -151,8 +194,11 @@ class ContinuousBernoulliElements(BernoulliElements):
         return super().element_log_prob(x) + torch.where(small, series, exact)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw from [0, 1]."""
-        return TorchContinuousBernoulli(logits=self.logits, validate_args=False).sample(sample_shape)
+        """Draw from [0, 1] by the inverse of F(x) = (e^(l·x) − 1) / (e^l − 1), for l > 0 by 1 − x under −l."""
+        u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+        negative = -self.logits.abs().clamp(min=1e-6)  # closer to 0 it is uniform to float precision
+        x = torch.log1p(u * torch.expm1(negative)) / negative
+        return torch.where(self.logits > 0.0, 1.0 - x, x)
 
     def _safe_logits(self) -> tuple[Tensor, Tensor]:
         small = self.logits.abs() < 0.1
@@ -182,6 +228,20 @@ class GaussianElements(Elements):
         return self.loc
 
     @property
+    def mode(self) -> Tensor:
+        """The location."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """σ²."""
+        return self.scale.square()
+
+    def element_entropy(self) -> Tensor:
+        """Return log σ + ½ log 2πe."""
+        return self.scale.log() + 0.5 * math.log(2.0 * math.pi * math.e)
+
+    @property
     def scale(self) -> Tensor:
         """σ of each element."""
         return self.log_scale.exp().expand_as(self.loc)
@@ -205,6 +265,15 @@ class GaussianElements(Elements):
 class LaplaceElements(GaussianElements):
     """Laplace(x | loc, e^log_scale)."""
 
+    @property
+    def variance(self) -> Tensor:
+        """2b²."""
+        return 2.0 * self.scale.square()
+
+    def element_entropy(self) -> Tensor:
+        """Return log 2b + 1."""
+        return self.scale.log() + math.log(2.0) + 1.0
+
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return −|x − loc|/b − log b − log 2."""
         return -(x - self.loc).abs() * torch.exp(-self.log_scale) - self.log_scale - math.log(2.0)
@@ -224,23 +293,42 @@ class Gaussian(Likelihood):
     """N(x | μ(z), σ²) on the real line.
 
     Args:
-        scale: `per_pixel`: the decoder gives each element its log σ; `shared`: one learned σ; `optimal`: σ-VAE
-            (Rybkin et al. 2021), σ² is the mean squared error of the batch in training, with its gradient, and its
-            running mean in evaluation; a number: σ itself.
+        scale: `per_pixel`: the decoder gives each element its log σ; `per_element`: a learned σ for each element,
+            the same for every z; `shared`: one learned σ; `optimal`: σ-VAE (Rybkin et al. 2021), σ² is the mean
+            squared error of the batch in training, with its gradient, and its running mean in evaluation; a number:
+            σ itself.
         min_scale: the floor m of σ; a learned σ approaches it smoothly: log σ = log m + softplus(r − log m).
+        shape: of x.
+        center: [D] mean of each element of data in units of their own, or None where 0 will do.
+        spread: [D] their standard deviation, or None where 1 will do. The network's outputs and what the encoder is
+            shown count in it, so that steps fit the data; x, μ and σ stay in the data's own units.
     """
 
     elements: type[GaussianElements] = GaussianElements
+    center: Tensor
+    spread: Tensor | None
     log_scale: Tensor
     running_scale: Tensor
     seen: Tensor
 
-    def __init__(self, *, scale: str | float = "per_pixel", min_scale: float = 0.01):
+    def __init__(
+        self,
+        *,
+        scale: str | float = "per_pixel",
+        min_scale: float = 0.01,
+        shape: Sequence[int] = (),
+        center: Sequence[float] | None = None,
+        spread: Sequence[float] | None = None,
+    ):
         super().__init__()
+        if scale == "per_element" and not shape:
+            raise ValueError("scale=per_element needs the shape of x")
         self.scale, self.floor = scale, math.log(min_scale)
         self.outputs = 2 if scale == "per_pixel" else 1
-        if scale == "shared":
-            self.raw_scale = nn.Parameter(torch.zeros(()))
+        for name, values in (("center", center), ("spread", spread)):
+            self.register_buffer(name, None if values is None else torch.tensor(values).view(*shape), persistent=False)
+        if scale in ("shared", "per_element"):
+            self.raw_scale = nn.Parameter(torch.zeros(() if scale == "shared" else tuple(shape)))
         elif scale == "optimal":
             self.register_buffer("running_scale", torch.ones(()))
             self.register_buffer("seen", torch.zeros(()))
@@ -250,11 +338,24 @@ class Gaussian(Likelihood):
     def forward(self, outputs: Tensor, event_dims: int) -> Distribution:
         """Map locations (and raw log-scales) [..., P, *shape] to p(x|z)."""
         loc, *rest = _split(outputs, event_dims)
+        loc = loc if self.spread is None else self.center + self.spread * loc
         if self.scale == "optimal":
             return OptimalScale(self, loc, event_dims)
-        raw = rest[0] if rest else self.raw_scale if self.scale == "shared" else None
-        log_scale = self.log_scale if raw is None else self.floor + F.softplus(raw - self.floor)
-        return self.elements(loc, log_scale, event_dims)
+        return self.elements(loc, self._log_scale(*rest), event_dims)
+
+    def _log_scale(self, raw: Tensor | None = None) -> Tensor:
+        """Return log σ, from raw values of the decoder, of the likelihood itself, or fixed."""
+        if not isinstance(self.scale, str):
+            return self.log_scale
+        if raw is None:
+            raw = self.raw_scale if self.scale == "shared" else PACE * self.raw_scale
+        if self.spread is not None:
+            raw = raw + (self.spread.square().mean().sqrt() if self.scale == "shared" else self.spread).log()
+        return self.floor + F.softplus(raw - self.floor)
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Return x in units of the data's standard deviations."""
+        return x if self.spread is None else (x - self.center) / self.spread
 
     @torch.no_grad()
     def observe(self, scale: Tensor) -> None:
@@ -284,6 +385,15 @@ class OptimalScale(GaussianElements):
         """Return log p of each element under the frozen scale."""
         return self._elements(self.log_scale).element_log_prob(x)
 
+    @property
+    def variance(self) -> Tensor:
+        """The variance under the frozen scale."""
+        return self._elements(self.log_scale).variance
+
+    def element_entropy(self) -> Tensor:
+        """Return the entropy of each element under the frozen scale."""
+        return self._elements(self.log_scale).element_entropy()
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with the frozen scale."""
         return self._elements(self.log_scale).sample(sample_shape)
@@ -310,35 +420,65 @@ class DiscretizedLogisticElements(Elements):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the mixture cut to [0, 1]: Σ_m π_m (1 − ∫₀¹ F_m); rounding to levels moves it by O(1/L²)."""
-        scale = self.log_scale.exp()
-        area = scale * (F.softplus((1.0 - self.loc) / scale) - F.softplus(-self.loc / scale))
-        return (self.logits.softmax(0) * (1.0 - area)).sum(0)
+        """Σ_m π_m (1 − h Σ_k F_m(e_k)) over the edges e_k = (k + ½)h between levels, h = 1/(L − 1)."""
+        scale, width = self.log_scale.exp(), 1.0 / (self.levels - 1)
+        narrow = _sum_nearest(self.loc, scale.clamp(max=width), width)
+        wide = _sum_smooth(self.loc, scale.clamp(min=width), width)
+        return (self.logits.softmax(0) * (1.0 - torch.where(scale < width, narrow, wide))).sum(0)
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return logsumexp_m [log π_m + log(σ(a) − σ(b))], a and b the standardised edges of the bin.
 
         log(σ(a) − σ(b)) = log σ(a) + log σ(−b) + log(1 − e^(b − a)), exact in the far tails.
         """
-        half, precision = 0.5 / (self.levels - 1), torch.exp(-self.log_scale)
-        upper, lower = (x + half - self.loc) * precision, (x - half - self.loc) * precision
+        logits, loc, log_scale = self._beside(x)
+        half, precision = 0.5 / (self.levels - 1), torch.exp(-log_scale)
+        upper, lower = (x + half - loc) * precision, (x - half - loc) * precision
         below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
         inside = below + above + torch.log(-torch.expm1(-2.0 * half * precision))
         mass = torch.where(x < half, below, torch.where(x > 1.0 - half, above, inside))
-        return mass[0] if len(mass) == 1 else torch.logsumexp(self.logits.log_softmax(0) + mass, 0)
+        return mass[0] if len(mass) == 1 else torch.logsumexp(logits.log_softmax(0) + mass, 0)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a component, then a logistic value, rounded to the nearest level."""
         shape = self._extended_shape(sample_shape)
         gumbel = -torch.empty(len(self.loc), *shape, device=self.loc.device).exponential_().log()
-        spread = self.logits.view(len(self.loc), *[1] * len(sample_shape), *self.loc.shape[1:])
-        choice = (spread + gumbel).argmax(0, keepdim=True)
-        loc, log_scale = (
-            t.view(spread.shape).expand_as(gumbel).gather(0, choice)[0] for t in (self.loc, self.log_scale)
-        )
+        logits, *others = self._beside(gumbel[0])
+        choice = (logits + gumbel).argmax(0, keepdim=True)
+        loc, log_scale = (each.expand_as(gumbel).gather(0, choice)[0] for each in others)
         u = torch.rand(shape, device=loc.device).clamp(1e-7, 1.0 - 1e-7)
         value = loc + log_scale.exp() * torch.logit(u)
         return (value.clamp(0.0, 1.0) * (self.levels - 1)).round() / (self.levels - 1)
+
+    def _beside(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, loc and log_scale, each [M, *], so that their axes after M broadcast against those of x."""
+        more = [1] * (x.ndim - self.loc.ndim + 1)
+        return tuple(t.view(len(t), *more, *t.shape[1:]) for t in (self.logits, self.loc, self.log_scale))
+
+
+def _sum_nearest(loc: Tensor, scale: Tensor, width: float) -> Tensor:
+    """Return h Σ_k F(e_k), F of logistics with scales of at most h: beyond the nearest edges it is 0 or 1."""
+    edges = round(1.0 / width)
+    nearest = (loc / width - 0.5).round().clamp(0.0, edges - 1.0)
+    total = (edges - 1.0 - NEAREST - nearest).clamp(min=0.0)  # edges above, where F is 1
+    for offset in range(-NEAREST, NEAREST + 1):
+        k = nearest + offset
+        total = total + torch.sigmoid(((k + 0.5) * width - loc) / scale) * ((k >= 0.0) & (k < edges))
+    return width * total
+
+
+def _sum_smooth(loc: Tensor, scale: Tensor, width: float) -> Tensor:
+    """Return h Σ_k F(e_k), F of logistics with scales of at least h, by the Euler–Maclaurin formula.
+
+    For midpoints it is ∫₀¹ F − h²/24 [F′] + 7h⁴/5760 [F‴], with F′ = σ(1 − σ)/s and F‴ = F′(1 − 6σ(1 − σ))/s².
+    """
+    ends, ratio = [], width / scale
+    for end in (0.0, 1.0):
+        z = (end - loc) / scale
+        slope = torch.sigmoid(z) * torch.sigmoid(-z)
+        terms = ratio * slope / 24.0 - 7.0 * ratio**3 * slope * (1.0 - 6.0 * slope) / 5760.0
+        ends.append(scale * F.softplus(z) - width * terms)
+    return ends[1] - ends[0]
 
 
 class DiscretizedLogistic(Likelihood):
@@ -378,14 +518,34 @@ class CategoricalElements(Elements):
     @property
     def mean(self) -> Tensor:
         """Σ_k p_k · k/(L − 1)."""
-        values = torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device)
-        return self.logits.softmax(-1) @ values
+        return self.logits.softmax(-1) @ self._values
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest level."""
+        return self.logits.argmax(-1).to(self.logits.dtype) / (self.logits.shape[-1] - 1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Σ_k p_k (k/(L − 1) − mean)²."""
+        return (self.logits.softmax(-1) * (self._values - self.mean.unsqueeze(-1)).square()).sum(-1)
+
+    def element_entropy(self) -> Tensor:
+        """Return −Σ_k p_k log p_k."""
+        log_p = self.logits.log_softmax(-1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+    @property
+    def _values(self) -> Tensor:
+        """What the levels stand for, [L]."""
+        return torch.linspace(0.0, 1.0, self.logits.shape[-1], device=self.logits.device, dtype=self.logits.dtype)
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return the log-probability of the level that x is."""
         level = (x * (self.logits.shape[-1] - 1)).round().long()
-        level = level.expand(self.logits.shape[:-1])
-        return self.logits.gather(-1, level.unsqueeze(-1)).squeeze(-1) - self.logits.logsumexp(-1)
+        shape = torch.broadcast_shapes(level.shape, self.logits.shape[:-1])
+        chosen = self.logits.expand(*shape, -1).gather(-1, level.expand(shape).unsqueeze(-1)).squeeze(-1)
+        return chosen - self.logits.logsumexp(-1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw levels."""

@@ -1,7 +1,7 @@
 """Objectives: Output → the scalar to minimise and the named terms to report.
 
-The one place that averages over the batch. Every term is in nats. Whatever is minimised, `elbo`, `reconstruction` and
-`kl` mean the same: KL weight 1, no free bits, the mean over the draws of z.
+The one place that averages over the batch. Every term is in nats. Whatever is minimised, `elbo`, `reconstruction`, `kl`
+and `bound` mean the same: KL weight 1, no free bits; all but the bound are means over the draws of z.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vae_cli import parallel, randomness
 from vae_cli.data import Resident
 from vae_cli.distribution import is_diagonal
 from vae_cli.errors import UserError
-from vae_cli.metrics import Evaluation, log_likelihood
+from vae_cli.metrics import Evaluation, enough_draws, log_likelihood
 from vae_cli.model.layers import dense
 from vae_cli.vae import VAE, Output
 
@@ -127,32 +127,44 @@ class IWAE(Objective):
         if self.gradient == "standard":
             log_q = q.log_prob(z)
         else:
-            with held(vae.posterior):
+            with held(vae):  # q may have weights in common with p (model=ladder): none of them moves log q
                 log_q = vae.posterior(output.features.detach()).log_prob(z)
-        log_w = output.log_likelihood + weight * (output.prior.log_prob(z) - log_q)
+        log_ratio = output.prior.log_prob(z) - log_q
+        log_w = output.log_likelihood + weight * log_ratio
         share = log_w.detach().softmax(0)
         if self.gradient == "dreg" and z.requires_grad:
             z.register_hook(lambda gradient: (1.0 - weight * (1.0 - share)).unsqueeze(-1) * gradient)
-        bound = (torch.logsumexp(log_w.detach(), 0) - math.log(len(log_w))).mean()
-        surrogate = (share * log_w).sum(0).mean()
-        return -(surrogate + (bound - surrogate).detach()), {"bound": bound}
+        surrogate, value = (share * log_w).sum(0).mean(), log_mean(log_w.detach())
+        bound = log_mean((output.log_likelihood + log_ratio).detach())
+        return -(surrogate + (value - surrogate).detach()), {"bound": bound}
 
     def score(self, vae, data, result):
-        """Return the bound of as many draws as training takes, for validation examples."""
-        return log_likelihood(vae, data, samples=self.samples).mean
+        """Return the bound of as many draws as training takes, for validation examples.
+
+        It is the mean of as many such bounds as give enough draws in all.
+        """
+        bounds = math.ceil(enough_draws(vae, data) / self.samples)
+        found = [log_likelihood(vae, data, samples=self.samples, seed=seed).mean for seed in range(bounds)]
+        return math.fsum(found) / bounds
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """Return the mean over the batch of log 1/K Σ_k w_k [], for log w [K, B]."""
+    return (torch.logsumexp(log_w, 0) - math.log(len(log_w))).mean()
 
 
 class BetaTC(Objective):
     """−E_q[log p(x|z)] + α I(x;z) + β TC(z) + γ Σ_j KL(q(z_j) ‖ p(z_j)) (Chen et al. 2018, eq. 4), times kl.weight.
 
     log q(z) and log q(z_j) are estimated within the batch. The last term is Σ_j log q(z_j) − log p(z), so that the
-    three add up to the (Monte Carlo) KL under any prior.
+    three add up to the (Monte Carlo) KL under any prior. The constant log N of the paper's `weighted` estimates is left
+    out: gradients are the same, and the terms are those of q(z) as the batch shows it (mutual information up to log B).
 
     Args:
         alpha: weight of the index-code mutual information.
         beta: weight of the total correlation.
         gamma: weight of the dimension-wise KL.
-        weights: `stratified` or `weighted` importance weights of the batch's members.
+        weights: `stratified` or `weighted` (equal) importance weights of the batch's members.
         examples: N, training examples.
         samples: K, draws of z for each example.
     """
@@ -194,7 +206,7 @@ class BetaTC(Objective):
 
     def _log_weights(self, b: int, like: Tensor) -> Tensor:
         if self.weights == "weighted":
-            return torch.full((b, b), -math.log(b * self.examples), dtype=like.dtype, device=like.device)
+            return torch.full((b, b), -math.log(b), dtype=like.dtype, device=like.device)
         return stratified_weights(b, self.examples, like).log()
 
 

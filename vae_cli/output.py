@@ -1,17 +1,28 @@
-"""Standard output, which may go away or be full before a run ends, and text and numbers as any file can hold them. No torch."""
+"""Standard output, which may go away, fill up or lack letters; text and numbers as others read them. No torch."""
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
+import re
+import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+
+NEAR = 0.1  # nats from its bound that a mutual information is marked at
+PLAIN = re.compile(r"[\w./-]+")  # what neither a shell nor Hydra reads anything into
+BEYOND_ASCII = {"±": "+-", "≥": ">=", "≤": "<=", "‖": "||", "→": "->", "…": "...", "−": "-", "×": "x"}
+INVISIBLE = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))  # ESC, ends of lines, …
+ESCAPED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in INVISIBLE} | {9: "\\t", 10: "\\n"}
+FORMULA = ("=", "+", "-", "@")  # how a spreadsheet's formula begins
 
 
 def say(text: str) -> None:
     """Print a line; where there is no room, print nothing more: what a run does is not lost for it."""
     try:
-        print(text, flush=True)
+        print(writable(text), flush=True)
     except OSError:
         mute()
 
@@ -19,6 +30,24 @@ def say(text: str) -> None:
 def mute() -> None:
     """Print nothing more, what still waits to be printed included."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_in_any_encoding() -> None:
+    """Let standard output replace letters that its encoding lacks (PYTHONIOENCODING=ascii), where it would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # no stream of text, or a closed one
+            stream.reconfigure(errors="plain")  # type: ignore[union-attr]
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace letters that cannot be encoded: ± by +-, those without a likeness by their number."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    likeness = (BEYOND_ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in lacking)
+    return "".join(likeness), error.end
+
+
+codecs.register_error("plain", _plain)
 
 
 def number(value: object) -> float | None:
@@ -31,5 +60,47 @@ def number(value: object) -> float | None:
 
 
 def writable(text: str) -> str:
-    """Return a text that UTF-8 can hold: bytes of a file's name that are no letters stand there by their number."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return a line that UTF-8 can hold and a terminal can show: what is no letter stands there by its number.
+
+    That is so for ESC and other control characters, ends of lines, and bytes of a file's name that are no letters.
+    """
+    return text.translate(ESCAPED).encode("utf-8", "backslashreplace").decode()
+
+
+def cell(value: object) -> object:
+    """Return a value for a CSV file; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = writable(value)
+    return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
+
+
+def bound_sign(numbers: Mapping[str, object], split: str, name: str) -> str:
+    """Mark what the number of examples bounds: mutual information at its limit, and what the KL leaves beside it."""
+    value, limit = (number(numbers.get(f"{split}/mutual_information{end}")) for end in ("", "_bound"))
+    if value is None or limit is None or limit - value > NEAR:
+        return ""
+    return {"mutual_information": "≥ ", "marginal_kl": "≤ "}.get(name, "")
+
+
+def assignment(key: str, path: object) -> str:
+    """Return KEY=PATH as Hydra reads it: in quotes where need be."""
+    text = str(path)
+    return f"{key}={text if PLAIN.fullmatch(text) else quoted(text)}"
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, as Hydra reads it."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def shell_assignment(key: str, path: object) -> str:
+    """Return KEY=PATH as it is typed in a shell."""
+    return shlex.quote(assignment(key, path))

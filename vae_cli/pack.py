@@ -19,10 +19,10 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import guarded, own_folders, told
+from vae_cli.command import guarded, import_torch, own_folders, refuse_misused, told
 from vae_cli.config import check, check_part
 from vae_cli.data.index import NAME, Index, Shard, read_index, write_index
-from vae_cli.disk import whole
+from vae_cli.disk import Unwritable, whole
 from vae_cli.errors import CONF, UserError
 from vae_cli.schema import Data, Pack
 
@@ -49,6 +49,7 @@ def main() -> None:
             del sys.argv[1]
         elif "--help" not in sys.argv and "-h" not in sys.argv:
             raise UserError(f"{' '.join(sys.argv[1:2])}: no such command; vae-data pack data=… out=… is allowed")
+        refuse_misused(sys.argv[1:])
         application()
 
     guarded("vae-data", body)
@@ -60,6 +61,7 @@ def application(composed: DictConfig) -> None:
     with told("vae-data"):
         raw: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         own_folders()
+        import_torch()
         data = check_part("data", {**raw, "data": {**raw["data"], **TRAINED_RAW}})
         pack(check(Pack, {key: value for key, value in raw.items() if key != "data"}, ""), data)
 
@@ -78,6 +80,8 @@ def pack(settings: Pack, data: Data) -> Index:
     out = Path(settings.out)
     index = _plan(settings, data, splits)
     _claim(out, index)
+    for note in splits.notes:
+        print(f"warning: {note}", file=sys.stderr)
     began, jobs = time.perf_counter(), list(_jobs(index, splits, data.seed))
     left = [job for job in jobs if not (out / job[0].file).is_file()]
     if len(left) < len(jobs):
@@ -97,16 +101,17 @@ def _splits(data: Data) -> Splits:
     Raises:
         UserError: they come in sequence.
     """
-    from dataclasses import replace
-
+    from vae_cli.data.dataset import limited
     from vae_cli.data.examples import Feed, carve
     from vae_cli.parts import assemble, name_of
 
     splits = carve(assemble("data", data), valid=data.valid or 0, test=data.test, seed=data.seed)
+    for note in splits.notes:
+        print(f"warning: {note}", file=sys.stderr)
     if isinstance(splits.train, Feed):
         raise UserError(f"data={name_of(data)}: a stream has no examples to choose from; data.streaming=false, "
                         "or another source is allowed")  # fmt: skip
-    return splits if data.limit is None else replace(splits, train=splits.train.some(data.limit, data.seed))
+    return limited(data, splits)
 
 
 def _parts(splits: Splits) -> dict[str, Examples]:
@@ -130,6 +135,7 @@ def _plan(settings: Pack, data: Data, splits: Splits) -> Index:
         source=f"{shown} {_fingerprint(train)}",
         shape=list(train.shape),
         levels=splits.levels,
+        whole=splits.whole,
         names=names,
         labels=names and [str(k) for k in range(len(names))],
         attributes=train.attributes,
@@ -223,15 +229,15 @@ def _in_parallel(out: Path, index: Index, jobs: list[Job], workers: int) -> None
         lines = iter(DataLoader(Shards(), None, num_workers=many, multiprocessing_context=FORK if many else None))
     for line in lines:
         if line.startswith("error: "):
-            raise UserError(f"out={out}: {line.removeprefix('error: ')}")
+            raise UserError(line.removeprefix("error: "))
         print(line)
 
 
 def _written(out: Path, index: Index, shard: Shard, examples: Examples, rows: torch.Tensor) -> str:
     try:
         _write(out, index, shard, examples, rows)
-    except OSError as error:
-        return f"error: {shard.file} cannot be written ({error.strerror})"
+    except Unwritable as error:
+        return f"error: {error}"
     return f"{out / shard.file}: {shard.examples:,} examples"
 
 

@@ -7,12 +7,17 @@ is the identity.
 
 from __future__ import annotations
 
+import atexit
+import gc
+import importlib
 import os
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from inspect import signature
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,9 +27,12 @@ from torch.autograd.function import once_differentiable
 from vae_cli import ranks
 from vae_cli.errors import UserError
 from vae_cli.interruption import ending
+from vae_cli.liveness import Watch
 
 T = TypeVar("T")
 FOLDER, MEETING = "vae-cli/folder", "vae-cli/meeting"  # keys in torchrun's store
+_WRAPPED: weakref.WeakSet[Any] = weakref.WeakSet()  # modules that hold the group of ranks
+_watch: Watch | None = None  # of the other ranks, while they are together
 LOST = ("connection", "gloo", "nccl", "process group", "peer", "timed out", "socket")
 
 
@@ -35,13 +43,16 @@ def start(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
-    agent = _agent()
+    importlib.import_module("torch.distributed.nn")  # later, its functions' defaults would keep the group for ever
+    atexit.register(_end)
+    global _watch
+    _watch = Watch()
     with losses_told():
-        if agent is None:
-            dist.init_process_group(backend)
-        else:
-            store = dist.PrefixStore(_meeting(agent), agent)
-            dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.count())
+        agent = _agent()
+        name = "vae-cli" if agent is None else _meeting(agent)
+        store = None if agent is None else dist.PrefixStore(name, agent)
+        dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.count())
+        _watch.meet(dist.PrefixStore(f"{name}/life", _client()))
 
 
 def _meeting(store: Any) -> str:
@@ -70,6 +81,11 @@ def _agent() -> Any:
     """Return torchrun's own store, which outlives the processes that it starts again; None where there is none."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
+    return _client()
+
+
+def _client() -> Any:
+    """Return a connection of its own to the store that the ranks meet at."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
 
@@ -90,7 +106,37 @@ def part_ways() -> None:
     """Leave the others: from here on each rank is alone."""
     if dist.is_initialized():
         dist.barrier()
+        _end()
+
+
+def _end() -> None:
+    """Destroy the group of ranks, and wait for gloo's threads to end.
+
+    Python runs this before it ends, however it ends. A thread of gloo's that frees a tensor later than that is stopped
+    by force, which C++ answers with an abort, and torchrun takes for a failure.
+    """
+    global _watch
+    if _watch is not None:
+        _watch.end()
+        _watch = None
+    for wrapper in _WRAPPED:
+        wrapper.reducer = wrapper.logger = wrapper.process_group = None
+    if dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()
+
+
+def data_parallel(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Return a module whose gradients the ranks average while they are computed; itself where there is one rank."""
+    if count() == 1:
+        return module
+    wrapper = torch.nn.parallel.DistributedDataParallel
+    new = "forward_sync_buffers" in signature(wrapper).parameters
+    shared: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}  # they agree anyway
+    devices: Any = [device] if device.type == "cuda" else None
+    wrapped = wrapper(module, device_ids=devices, gradient_as_bucket_view=True, **shared)
+    _WRAPPED.add(wrapped)
+    return wrapped
 
 
 def count() -> int:
@@ -160,6 +206,19 @@ def losses_told() -> Iterator[None]:
             raise
         ending()  # the launcher now stops the others, and this one has to say why
         raise UserError("another rank was lost (the launcher's log says which); the last checkpoint is kept") from error
+
+
+def refuse(reason: str) -> NoReturn:
+    """Refuse to train for a reason that every rank has found, and let each say so before the first one ends.
+
+    Raises:
+        UserError: always.
+    """
+    if rank() > 0:
+        ranks.say(reason)
+    if count() > 1:
+        dist.barrier()
+    raise ranks.Said(reason) if rank() > 0 else UserError(reason)
 
 
 class _Mean(torch.autograd.Function):

@@ -6,25 +6,29 @@ import importlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_buffer_registration_hook as buffer_registered
+from torch.nn.modules.module import register_module_parameter_registration_hook as parameter_registered
 
 from vae_cli import checkpoint
-from vae_cli.config import MOVES, PATHS, differing, stays, stored, validate
+from vae_cli.config import PATHS, completed, differing, require_run, stays, stored, validate
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.schema import Config, Part, command, foreign
+from vae_cli.schema import OPTIONS, Config, Part, command, foreign
 from vae_cli.vae import VAE, Encoder
 
 Trust = bool | Sequence[str]
 Places = str | Mapping[str, str] | None
 SAME = ("shape", "levels", "names", "attributes", "dequantized", "train", "valid", "test", "mean", "std",
-        "train examples", "valid examples", "test examples")  # fmt: skip
+        "center", "spread", "train examples", "valid examples", "test examples")  # fmt: skip
+ROOM, SMALL = 4, 10**7  # a model being built holds at most so many times the numbers of its weights, and so many more
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -77,7 +81,9 @@ def load_dataset(config: Config) -> Dataset:
 def build(config: Config, spec: Spec) -> VAE:
     """Build the model of a configuration for data of that kind, with fresh weights."""
     latent_dim = config.model.latent_dim
-    likelihood = assemble("likelihood", config.likelihood, levels=spec.levels)
+    likelihood = assemble(
+        "likelihood", config.likelihood, levels=spec.levels, shape=spec.shape, center=spec.center, spread=spec.spread
+    )
     conditioning = assemble("conditional", config.conditional, classes=spec.classes, attributes=spec.attributes)
     model = assemble(
         "model",
@@ -93,7 +99,7 @@ def build(config: Config, spec: Spec) -> VAE:
         config.prior,
         latent_dim=latent_dim,
         condition_dim=conditioning.dim,
-        encoder=Encoder(model, posterior),
+        encoder=Encoder(model, posterior, likelihood),
         shape=spec.shape,
         low=spec.low,
         high=spec.high,
@@ -133,11 +139,8 @@ def settings_of(folder: Path, *, trust: Trust = False, data: Places = None) -> C
     Raises:
         UserError: there is no run, its settings cannot be read, or they name foreign parts.
     """
+    require_run(folder)
     path = folder / SETTINGS
-    if not path.is_file():
-        jobs = sorted(str(each.parents[1]) for each in folder.glob(f"*/{SETTINGS}"))
-        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
-        raise UserError(f"run={folder}: no run there ({path.name} is missing){hint}")
     raw = stored(folder)
     for group, content in raw.items():
         if target := foreign(group, content, trust):
@@ -178,11 +181,44 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: P
     state = checkpoint.load(path, device)
     with checkpoint.fitting(path):
         refuse_others(path, state, config)
-        spec = Spec.from_dict(state["spec"])
-        vae = build(config, spec).to(device)
-        vae.load_state_dict(state.get("averaged") or state["model"])
+        step, spec, weights = checkpoint.count_in(state, "step"), Spec.from_dict(state["spec"]), _weights(state)
+        with _no_larger_than(weights):
+            vae = build(config, spec).to(device)
+        vae.load_state_dict(weights)
         about = about_data(state)
-    return Restored(config, vae.eval().requires_grad_(False), spec, about, state.get("step"))
+    return Restored(config, vae.eval().requires_grad_(False), spec, about, step)
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Any]:
+    return state.get("averaged") or state["model"]
+
+
+@contextmanager
+def _no_larger_than(weights: dict[str, Any]) -> Iterator[None]:
+    """Within the block refuse to build modules of far more numbers than some weights, before memory is filled.
+
+    Raises:
+        RuntimeError: settings, or a description of the data, ask for such.
+    """
+    left = [ROOM * sum(each.numel() for each in weights.values()) + SMALL]
+
+    def count(module: torch.nn.Module, name: str, value: torch.Tensor | None) -> None:
+        left[0] -= 0 if value is None else value.numel()
+        if value is not None and left[0] < 0:
+            raise RuntimeError(f"the model would be far larger than its weights, {name} alone {list(value.shape)}")
+
+    hooks = [register(count) for register in (parameter_registered, buffer_registered)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def own_parts(config: Config) -> list[str]:
+    """Return the parts of a configuration that are not vae_cli's own, each as group=name."""
+    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
+    return [f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name]]
 
 
 def told_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
@@ -201,8 +237,8 @@ def refuse_others(path: Path, state: dict[str, Any], config: Config) -> None:
     Raises:
         UserError: names it.
     """
-    for key, (then, now) in differing(state.get("config", config.plain), config.plain).items():
-        if stays(key) and key not in MOVES:
+    for key, (then, now) in differing(completed(state.get("config", config.plain)), config.plain).items():
+        if stays(key):
             raise UserError(f"{path}: of another run, which had {key}={then}; this one has {now}")
 
 
@@ -218,13 +254,19 @@ def data_of(run: Restored, folder: Path) -> Dataset:
     return dataset
 
 
-def changed(then: dict[str, Any], dataset: Dataset) -> str | None:
-    """Say how data differ from those a checkpoint tells of; None where they do not."""
+def changed(then: dict[str, Any], dataset: Dataset, word: str = "now") -> str | None:
+    """Say how data differ from those a checkpoint, or another rank, tells of; None where they do not.
+
+    Args:
+        then: what `about_data` returned.
+        dataset: to compare with it.
+        word: what stands before a value of `dataset`.
+    """
     now = about_data(told_of(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
-            shown = "" if key in ("mean", "std", *dataset.examples) else f": {then[key]}, now {now.get(key)}"
-            return f"{key}{shown}"
+            many = key in ("mean", "std", "center", "spread", *dataset.examples)  # too many numbers to show
+            return key if many else f"{key}: {then[key]}, {word} {now.get(key)}"
     return None
 
 

@@ -5,11 +5,12 @@ It rests on the files that the jobs of a sweep leave beside one another, so it w
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
 
+from vae_cli.disk import read_object
+from vae_cli.errors import UserError
 from vae_cli.report.reporter import logged
 
 KEY = "valid/elbo"  # the one curve that all runs of the same data and likelihood have in common
@@ -54,9 +55,9 @@ class MedianRule:
         """Read what siblings have left since the last time."""
         for path in self.folder.parent.glob("*/summary.json"):
             if path.parent != self.folder and path.parent not in self.siblings:
-                with suppress(OSError, ValueError):  # it goes on, just now
-                    summary = json.loads(path.read_text())
-                    counts = summary.get("stopped_by") != "prune" and summary["measure"] == self.measure
+                with suppress(UserError):  # it goes on, just now
+                    summary = read_object(path)
+                    counts = summary.get("stopped_by") != "prune" and summary.get("measure") == self.measure
                     self.siblings[path.parent] = _curve(path.parent) if counts else []
 
 

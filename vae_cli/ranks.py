@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from vae_cli.errors import UserError
+
 
 def rank() -> int:
     """Return this process's number among all; 0 where it is alone."""
@@ -32,16 +34,13 @@ def adopt_tasks() -> None:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
-def leave() -> None:
-    """End the process of a rank above the first, its work done, without Python's own end.
+class Said(UserError):
+    """An error that this rank has told of already."""
 
-    A thread of gloo's that lets go of a tensor while Python ends is stopped by force, which C++ answers with an abort:
-    torchrun would take that for a failure, and end the first rank while it draws its figures.
-    """
-    if rank() > 0:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+
+def say(reason: str) -> None:
+    """Tell of an error as a rank above the first."""
+    print(f"vae-train: rank {rank()}: error: {reason}", file=sys.stderr, flush=True)
 
 
 def code() -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,23 @@ from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
 from vae_cli.machine import flushing, memory_told, prepare_compiler, set_up
 from vae_cli.objective import Objective
-from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, refuse_others, told_of
+from vae_cli.output import shell_assignment
+from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, own_parts, refuse_others, told_of
 from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
-from vae_cli.schema import OPTIONS, Config, Part
+from vae_cli.schema import Config
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
 FEW = 20  # effective samples below which log p(x) is called a bound
 EARLY = 0.1  # the share of a run before which trainer.prune says nothing
+FEW_STEPS, LARGE = 1000, 28 * 28  # steps that teach little of examples with so many elements
+SEEN = 2**22  # elements of x that the final ELBO is judged by
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
+FEW_EVALUATED = 1000  # of them, where more would take too long
+FEW_WEIGHED = 20  # examples that log p(x) is computed of, where more would take too long
+ALWAYS = 2**28  # elements of p(x|z) that the final ELBOs, and again log p(x), may decode however short training was
 
 
 def train(
@@ -55,12 +63,12 @@ def train(
     device = choose_device(config.trainer.device)
     refuse_links(folder)
     parallel.start(device)
-    alone = locked(folder) if parallel.rank() == 0 else nullcontext()
-    with alone, memory_told(), parallel.losses_told(), flushing():
+    alone = locked(folder) if parallel.rank() == 0 else nullcontext(lambda: None)
+    with alone as present, memory_told(), parallel.losses_told(), flushing():
         if parallel.rank() == 0 and not resume and (folder / "checkpoints" / checkpoint.LAST).is_file():
             raise UserError(f"{folder}: another process has trained there just now; start again to go on from it")
         try:
-            return _train(config, folder, device, resume, sweeping, accepted)
+            return _train(config, folder, device, resume, sweeping, accepted, present)
         finally:
             if device.type == "cuda":
                 gc.collect()  # what a job of a sweep held of the device is the next one's
@@ -73,10 +81,12 @@ def _train(
     resume: bool,
     sweeping: bool,
     accepted: Callable[[], None] | None,
+    present: Callable[[], None],
 ) -> dict[str, Any]:
     _set_up_process(config, device)
     with parallel.one_after_another():
         dataset = load_dataset(config)
+    _refuse_ranks_of_other_data(dataset)
     if dataset.valid is None:
         refuse_without_validation(config, f"data={name_of(config.data)}, which has no validation split here")
     seed_everything(config.seed)
@@ -89,7 +99,7 @@ def _train(
     told: list[str] = []
     last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
     last, best = checkpoint.move((last, best), device)
-    reporter = _reporter(folder, dataset, vae, last)
+    reporter = _reporter(folder, dataset, vae, last, present)
     try:
         trainer = _trainer(config, vae, objective, dataset, reporter, folder)
         if config.trainer.prune and sweeping:
@@ -110,20 +120,38 @@ def _train(
         reporter.close()
 
 
-def _reporter(folder: Path, dataset: Dataset, vae: VAE, last: dict[str, Any] | None) -> Reporter | Silent:
+def _refuse_ranks_of_other_data(dataset: Dataset) -> None:
+    """Refuse to train where a rank has loaded other examples than the first, as from a stale copy.
+
+    Raises:
+        UserError: names the first such rank.
+    """
+    own = changed(parallel.shared(about_data(told_of(dataset))), dataset, "there")
+    for rank, change in enumerate(parallel.everyones(own)):
+        if change is not None:
+            parallel.refuse(f"data: rank {rank} has other examples than rank 0 ({change}); ranks need the same data")
+
+
+def _reporter(
+    folder: Path, dataset: Dataset, vae: VAE, last: dict[str, Any] | None, present: Callable[[], None]
+) -> Reporter | Silent:
     """Return who writes for people: the first rank alone."""
     if parallel.rank() > 0:
         return Silent()
     folder.mkdir(parents=True, exist_ok=True)
-    return Reporter(folder, dataset.spec, conditional=vae.conditional, resumed_at=last["step"] if last else None)
+    return Reporter(
+        folder,
+        dataset.spec,
+        conditional=vae.conditional,
+        resumed_at=last["step"] if last else None,
+        refuse_to_go_on_without=present,
+    )
 
 
 @torch.no_grad()
 def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, device: torch.device) -> None:
     """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
-    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
-    own = ", ".join(f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name])
-    if not own:
+    if not (own := ", ".join(own_parts(config))):
         return
     x, y = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
     try:
@@ -147,8 +175,7 @@ def _states(
     path = folder / "checkpoints" / checkpoint.LAST
     with checkpoint.fitting(path):
         last = checkpoint.load_last(path.parent, "cpu", tell)
-        if not isinstance(last["step"], int):
-            raise TypeError("its step is no count")
+        checkpoint.count_in(last, "step")
         if change := changed(about_data(last), dataset):
             raise UserError(f"resume={folder}: the data changed since the run began ({change})")
         refuse_others(path, last, config)
@@ -236,11 +263,15 @@ def _introduce(
     spec = dataset.spec
     count = sum(p.numel() for p in vae.parameters())
     sizes = ", ".join(f"{n:,} {split}" for split, n in dataset.sizes.items())
-    kind = {
-        "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
-        "bernoulli": ", binarised dynamically",
-        "dequantize": ", dequantised",
-    }[dataset.kind]
+    taken = f", whole numbers taken for {dataset.taken}" if dataset.taken else ""
+    kind = (
+        taken
+        + {
+            "scale": ", standardised, numbers in the data's own units" if spec.mean else "",
+            "bernoulli": ", binarised dynamically",
+            "dequantize": ", dequantised",
+        }[dataset.kind]
+    )
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
         f"{name_of(config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of(config.model)}, "
@@ -250,6 +281,11 @@ def _introduce(
     )
     for line in metrics.caveats(dataset, vae.likelihood):
         reporter.warn(line)
+    if config.trainer.steps is None and trainer.total < FEW_STEPS and math.prod(spec.shape) >= LARGE:
+        reporter.line(
+            f"{trainer.total} steps are few for examples of {list(spec.shape)}: trainer.steps=5000 (or more "
+            "trainer.epochs, or a smaller trainer.batch_size) trains longer"
+        )
     if trainer.step >= trainer.total:
         reporter.line(f"nothing left to train: {trainer.step} steps done, {trainer.total} asked for (trainer.epochs)")
     epochs = trainer.total / trainer.steps_per_epoch
@@ -271,8 +307,9 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         vae.load_state_dict(trainer.best["model"])
         epoch = trainer.best["epoch"]
         note = f"best weights by valid/{trainer.objective.selection} (epoch {epoch:g})"
+    effort = _effort(config, dataset, trainer)
     sets: dict[str, Resident | None] = {
-        "train": dataset.fixed_train(device, EVALUATED, config.data.seed),
+        "train": dataset.fixed_train(device, effort.train, config.data.seed),
         "valid": trainer.valid,
         "test": dataset.resident("test", device),
     }
@@ -280,17 +317,19 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     results: dict[str, metrics.Evaluation] = {}
     for split, data in sets.items():
         if data is not None:
-            results[split] = result = metrics.evaluate(vae, data, samples=config.trainer.final_samples)
+            draws = metrics.enough_draws(vae, data, effort.draws)
+            results[split] = result = metrics.evaluate(vae, data, samples=draws)
             shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
             bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
-    summary |= _named(shown_split, _beyond(config, vae, shown, shown_result, reporter))
+    summary |= _named(shown_split, _beyond(config, effort, vae, shown, shown_result, reporter))
     if config.score not in summary and trainer.valid is not None:
-        summary |= _named("valid", _log_likelihood(config, vae, trainer.valid, results["valid"], reporter))
+        summary |= _named("valid", _log_likelihood(config, effort, vae, trainer.valid, results["valid"], reporter))
     summary |= {
         "measure": metrics.measure(dataset, vae.likelihood, conditional=vae.conditional),
-        "train/examples": min(len(dataset.train), EVALUATED),
+        "train/examples": effort.train,
+        "final_samples": effort.draws,
         "parameters": sum(p.numel() for p in vae.parameters()),
         "train_seconds": round(trainer.seconds, 3),
         "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.seconds, 1e-9), 1),
@@ -299,8 +338,13 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         "evaluated_epoch": round(epoch, 4),
         "stopped_by": trainer.stopped_by,
     }
+    if told := effort.told(config, dataset):
+        reporter.line(f"{told}; vae-eval run={os.path.relpath(reporter.folder)} spares nothing")
     for line in diagnosis.warnings(reporter.history(), trainer.kl.settled):
         reporter.warn(line)
+    x, _ = shown.part(max(1, SEEN // spec.size)).batch(slice(None))
+    if worse := metrics.worse_than_no_model(shown_result, shown_split, spec, vae.likelihood, x):
+        reporter.warn(worse)
     settings = flat(config.plain)
     watched = results["valid" if trainer.valid is not None else "train"]
     reporter.pictures(trainer.step + 1, vae, trainer.watched, watched.kl_by_dimension)  # void if the run goes on
@@ -316,27 +360,64 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     return summary
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What the final numbers are computed from: draws of z, training examples, and examples of log p(x) (None: all)."""
+
+    draws: int
+    train: int
+    weighed: int | None
+
+    def told(self, config: Config, dataset: Dataset) -> str:
+        """Say what is spared, if anything."""
+        most, spared = config.trainer.log_likelihood_examples, []
+        if self.draws < config.trainer.final_samples:
+            spared.append(f"{self.draws} draw{'s' if self.draws > 1 else ''} of z (trainer.final_samples)")
+        if self.train < min(EVALUATED, len(dataset.train)):
+            spared.append(f"{self.train:,} training examples")
+        if self.weighed is not None and most is not None and self.weighed < min(most, dataset.most_held_out):
+            spared.append(f"{self.weighed} examples of log p(x) (trainer.log_likelihood_examples)")
+        return f"the final numbers rest on {', '.join(spared)}: more would take longer than training" if spared else ""
+
+
+def _effort(config: Config, dataset: Dataset, trainer: Trainer) -> Effort:
+    """Bound what the final numbers cost: they decode as often as training does at most, for ELBOs and for log p(x).
+
+    The bound counts decodings, not seconds, so that the same settings always give the same numbers.
+    """
+    decodes = max(ALWAYS // dataset.spec.size, trainer.total * trainer.batch_size)
+    held_out = sum(n for split, n in dataset.sizes.items() if split != "train")
+    train = min(EVALUATED, len(dataset.train))
+    draws = max(1, min(config.trainer.final_samples, decodes // (train + held_out)))
+    if draws == 1:
+        train = min(train, max(FEW_EVALUATED, decodes - held_out))
+    weighed = config.trainer.log_likelihood_examples
+    if weighed is not None:
+        weighed = min(weighed, max(FEW_WEIGHED, decodes // max(1, config.trainer.log_likelihood_samples)))
+    return Effort(draws, train, weighed)
+
+
 def _beyond(
-    config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
+    config: Config, effort: Effort, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
 ) -> dict[str, float]:
     """Return log p(x), the gap to the ELBO, and what the aggregate posterior says, from a modest number of draws."""
     numbers = metrics.aggregate(vae, data)
     if config.trainer.log_likelihood_samples:
-        numbers |= _log_likelihood(config, vae, data, whole, reporter)
+        numbers |= _log_likelihood(config, effort, vae, data, whole, reporter)
     return numbers
 
 
 def _log_likelihood(
-    config: Config, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
+    config: Config, effort: Effort, vae: VAE, data: Resident, whole: metrics.Evaluation, reporter: Reporter
 ) -> dict[str, float]:
-    samples, most = config.trainer.log_likelihood_samples, config.trainer.log_likelihood_examples
-    some = data.part(most or len(data))
+    samples = config.trainer.log_likelihood_samples
+    some = data.part(effort.weighed or len(data))
     estimate = metrics.log_likelihood(vae, some, samples=samples, compiled=config.trainer.compile)
     numbers = metrics.numbers(estimate, whole, len(data))
     if numbers["effective_samples"] < FEW:
         reporter.line(
             f"log_likelihood rests on {numbers['effective_samples']:.1f} of {samples} draws an example: a lower "
-            f"bound, tighter by vae-eval run={os.path.relpath(reporter.folder)}"
+            f"bound, tighter by vae-eval {shell_assignment('run', os.path.relpath(reporter.folder))}"
         )
     return numbers
 

@@ -19,6 +19,11 @@ def _progress(epoch: float, duration: float) -> float:
     return _clip(epoch / duration) if duration > 0 else 1.0
 
 
+def _whole(value: float) -> int:
+    """Return how often a period has passed; 0.3 / 0.1 = 2.999… is 3 times."""
+    return math.floor(value + 1e-9)
+
+
 class Constant:
     """weight(t) = β. The base of the other schedules, which override `ramp`."""
 
@@ -99,9 +104,8 @@ class Cyclical(Constant):
 
     def ramp(self, epoch: float) -> float:
         """Return the position within the cycle divided by the rising part, at most 1."""
-        if epoch >= self.settled:
-            return 1.0
-        return _progress((epoch / self.period) % 1.0, self.ratio)
+        cycles = epoch / self.period
+        return 1.0 if _whole(cycles) >= self.cycles else _progress(cycles - _whole(cycles), self.ratio)
 
     @property
     def settled(self) -> float:
@@ -182,7 +186,7 @@ class StepLR(ConstantLR):
 
     def factor(self, epoch: float) -> float:
         """Return the staircase."""
-        return self.fall ** math.floor(epoch / self.every)
+        return self.fall ** _whole(epoch / self.every)
 
 
 class StagesLR(ConstantLR):

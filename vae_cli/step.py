@@ -7,11 +7,9 @@ is then its kernels alone, not their launches from Python.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,17 +49,6 @@ class Loss(torch.nn.Module):
 
     def _terms(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
         return self.objective(self.vae, x, y, weight=weight, free_bits=self.free_bits, target=target)
-
-
-def together(loss: Loss, device: torch.device) -> torch.nn.Module:
-    """Let several ranks average their gradients while they are computed."""
-    if parallel.count() == 1:
-        return loss
-    wrapper = torch.nn.parallel.DistributedDataParallel
-    new = "forward_sync_buffers" in inspect.signature(wrapper).parameters
-    shared: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}  # they agree anyway
-    devices: Any = [device] if device.type == "cuda" else None
-    return wrapper(loss, device_ids=devices, gradient_as_bucket_view=True, **shared)
 
 
 class Step:
@@ -106,7 +93,7 @@ class Step:
         self.grad_norm = torch.zeros((), device=self.device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._set: dict[int, float] = {}
-        self.loss = together(Loss(vae, objective, kl.free_bits, compiled=settings.compile), self.device)
+        self.loss = parallel.data_parallel(Loss(vae, objective, kl.free_bits, compiled=settings.compile), self.device)
         self.skipped = torch.zeros((), device=self.device)
         if settings.on_nan == "skip":
             if not isinstance(optimizer, Adam):
@@ -186,14 +173,21 @@ class Step:
         for k in range(1, len(index)):
             torch._foreach_add_(found, self._gradient(index[k], len(index), last=k == len(index) - 1))
         if self.settings.grad_clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.vae.parameters(), self.settings.grad_clip)
-            self.grad_norm.copy_(norm)
+            self.grad_norm.copy_(self._clip(self.settings.grad_clip))
         if self.settings.on_nan == "skip":
             found = self._skip_if_infinite(found, buffers)
         self.optimizer.step()
         if self.averaged is not None:
             self._average(self.averaged)
         torch._foreach_add_(self.each_sum, found)
+
+    def _clip(self, most: float) -> Tensor:
+        """Scale the gradient of each group of parameters down to a norm; return the norm that the model's had.
+
+        Each by itself: a discriminator's gradient says nothing about the step that the model should take.
+        """
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], most) for group in self.optimizer.param_groups]
+        return norms[0]
 
     def _gradient(self, index: Tensor, parts: int, *, last: bool) -> list[Tensor]:
         """Add the gradient of one of so many parts of a batch, and return its share of the terms.

@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 
+DATABASE = "study.db"  # in the folder of the sweep
 SETTINGS = "settings"  # the attribute of a study that says what it searches
 
 
@@ -47,8 +49,9 @@ def go_on(config: DictConfig, folder: Path) -> None:
         return
     from optuna.trial import TrialState
 
-    study = _study(config)
-    _refuse_another(config, study, folder)
+    with _refused_if_damaged(folder / DATABASE):
+        study = _study(config)
+        _refuse_another(config, study, folder)
     for each in study.get_trials(deepcopy=False):
         if each.state == TrialState.RUNNING:  # no more: the sweep's lock is ours
             study._storage.set_trial_state(each._trial_id, TrialState.WAITING)
@@ -73,10 +76,39 @@ def best(config: DictConfig, folder: Path) -> Iterator[str]:
         yield f"best of {len(done)} trials: {config.score}={found.value:.3f} with {settings} ({where})"
 
 
+def direction(config: DictConfig) -> str | None:
+    """Return whether a search goes up or down, as it was typed; None for a sweep that is no search."""
+    found = config.hydra.sweeper.get("direction")
+    return getattr(found, "name", found)
+
+
+def searched(config: DictConfig) -> list[str]:
+    """Return what the settings of a sweep say to vary, as it would be typed."""
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+
+
+@contextmanager
+def _refused_if_damaged(path: Path) -> Iterator[None]:
+    """Within the block a study is read; say in one line that the file which was there holds none.
+
+    Raises:
+        UserError: it does not.
+    """
+    there = path.is_file()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged ones fail in as many ways as the database and Optuna have
+        if not there:
+            raise
+        raise UserError(f"{path}: no study to go on with ({type(error).__name__}: {first_line(error)})") from error
+
+
 def _own(config: DictConfig) -> bool:
     """Whether a sweep has a study in its folder."""
     sweeper = config.hydra.sweeper
-    return "optuna" in sweeper._target_ and sweeper.get("storage") == f"sqlite:///{config.hydra.sweep.dir}/study.db"
+    return "optuna" in sweeper._target_ and sweeper.get("storage") == f"sqlite:///{config.hydra.sweep.dir}/{DATABASE}"
 
 
 def _study(config: DictConfig) -> Any:
@@ -85,17 +117,15 @@ def _study(config: DictConfig) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failures are told at the end
     sweeper = config.hydra.sweeper
-    direction = getattr(sweeper.direction, "name", sweeper.direction)
     return optuna.create_study(
-        storage=sweeper.storage, study_name=sweeper.study_name, direction=direction, load_if_exists=True
+        storage=sweeper.storage, study_name=sweeper.study_name, direction=direction(config), load_if_exists=True
     )
 
 
 def _refuse_another(config: DictConfig, study: Any, folder: Path) -> None:
     """Refuse to mix two searches: their values would not compare."""
     typed = [each for each in config.hydra.overrides.task if not each.startswith("resume=")]
-    searched = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    now = sorted([*searched, *typed])
+    now = sorted([*searched(config), *typed])
     then = study.user_attrs.get(SETTINGS, now)
     if differing := sorted(set(then) ^ set(now)):
         raise UserError(

@@ -6,7 +6,6 @@ torch is imported only once the configuration has been accepted, so that help an
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -21,14 +20,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
-from vae_cli.command import DEBUGGING, ERRORS, guarded, own_folders
-from vae_cli.disk import SETTINGS, whole, written
-from vae_cli.errors import CONF, OVERLAYS, UserError, one_line
-from vae_cli.interruption import Interrupted, deferred, heed
-from vae_cli.output import say
+from vae_cli.command import DEBUGGING, ERRORS, expected, guarded, own_folders, refuse_misused
+from vae_cli.disk import SETTINGS, read_object, write
+from vae_cli.errors import CONF, OVERLAYS, UserError
+from vae_cli.interruption import RESUMABLE, Interrupted, begin, deferred, heed
+from vae_cli.lock import Busy, wait
+from vae_cli.output import number, quoted, say, shell_assignment
 
 if TYPE_CHECKING:
     from vae_cli.schema import Config
+
+FORCED = "++"  # before a setting: Hydra takes it whether the chosen options have it or not
 
 
 def main() -> None:
@@ -39,10 +41,11 @@ def main() -> None:
         sys.argv[1:] = _prepared(sys.argv[1:])
         _run()
         if lines := sweep.failures():
-            raise UserError(f"{len(lines)} jobs of the sweep failed\n" + "\n".join(lines))
+            raise UserError(f"{len(lines)} jobs of the sweep failed", *lines, *sweep.unfinished())
+        if lines := sweep.unfinished():
+            raise UserError(*lines)
 
     guarded("vae-train", body)
-    ranks.leave()
 
 
 def _run() -> None:
@@ -57,19 +60,14 @@ def _run() -> None:
         if DEBUGGING or not sweep.begun():
             raise
         if "No trials are completed" not in str(error):  # Optuna's, where all have failed: each is told of
-            raise UserError("\n".join([errors.first_line(error), *sweep.failures()])) from error
+            raise UserError(errors.first_line(error), *sweep.failures()) from error
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
     """Check what Hydra would take amiss, and send it to the folder of the run to go on with, if any."""
     arguments = sorted(arguments, key=lambda each: each not in ("-m", "--multirun"))  # Hydra wants them first
     _remember_own_options(arguments)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and not key.strip("+~"):
-            raise UserError(f"{argument}: has no key; KEY=VALUE is allowed")
-        if key in errors.groups() and key not in OVERLAYS and (value == "null" or value.startswith("[")):
-            raise UserError(f"{argument}: one option of conf/{key} is allowed (a sweep of several: -m {key}=A,B)")
+    refuse_misused(arguments)
     several = bool({"-m", "--multirun"} & set(arguments))
     if several and {"--cfg", "-c"} & set(arguments):
         raise UserError("--cfg: shows the settings of one run; leave -m out")
@@ -81,10 +79,12 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             "-m: a sweep under torchrun is not allowed; with hydra/launcher=submitit_slurm, "
             "hydra.launcher.tasks_per_node=N makes each of its jobs parallel"
         )
+    given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     others = [argument for argument in arguments if argument.partition("=")[0].lstrip("+") != "resume"]
+    if given not in ("null", "auto"):
+        others = [f"{FORCED}{each}" if _of_own_option(each) else each for each in others]
     if ranks.rank() > 0:  # the first rank knows the folder
         return [*others, "hydra.run.dir=."]
-    given = _unquoted(keys.get("resume") or keys.get("+resume") or keys.get("++resume") or "null")
     if given in ("null", "auto"):
         return list(arguments)
     if several:
@@ -99,11 +99,17 @@ def _prepared(arguments: Sequence[str]) -> list[str]:
             hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
             if (folder / ".hydra").is_dir() and not _saved(folder):
                 hint = (
-                    f"; it saved nothing yet: begin it anew with its whole command, hydra.run.dir={given} resume=auto"
+                    f"; it saved nothing yet: begin it anew with its whole command, "
+                    f"{shell_assignment('hydra.run.dir', given)} resume=auto"
                 )
             raise UserError(f"resume={given}: no run to go on with there ({needed} is missing){hint}")
-    quoted = "'" + str(folder).replace("'", "\\'") + "'"
-    return [*others, f"resume={quoted}", f"hydra.run.dir={quoted}"]
+    return [*others, f"resume={quoted(given)}", f"hydra.run.dir={quoted(given)}"]
+
+
+def _of_own_option(argument: str) -> bool:
+    """Whether an argument sets something of an option: a run to go on with has its own, which need not be the usual."""
+    key = argument.partition("=")[0]
+    return "." in key and key.partition(".")[0] in errors.groups()
 
 
 def _unquoted(value: str) -> str:
@@ -122,6 +128,7 @@ def _remember_own_options(arguments: Sequence[str]) -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def application(composed: DictConfig) -> float | None:
     """Train what a composed configuration says; return its `score` to a sweeper, None where the job failed."""
+    begin()
     ranks.adopt_tasks()
     if ranks.rank() > 0:
         return follow.follow(lambda: _settings(composed), _accepted)
@@ -152,18 +159,23 @@ def application(composed: DictConfig) -> float | None:
     except Exception as error:
         if claimed:  # another run's claim is not ours to withdraw
             _withdraw(folder)
-        expected = isinstance(error, ERRORS)
-        if DEBUGGING or not (sweeping or expected):
+        line = expected(error)
+        if DEBUGGING or not (sweeping or line):
             raise
         if not sweeping:
-            sys.exit(f"vae-train: error: {one_line(error)}")
-        print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
+            sys.exit(f"vae-train: error: {line}")
+        if isinstance(error, Busy):
+            print(f"job {folder.name} left alone: {error}", file=sys.stderr)
+        else:
+            print(f"job {folder.name} failed: {sweep.failed(folder, error)}", file=sys.stderr)
         return None  # the others run; what failed is told again at the end
     except KeyboardInterrupt as interrupt:
         if claimed:
             _withdraw(folder)
-        shown = shlex.quote(f"resume={os.path.relpath(folder)}")
-        raise type(interrupt)(f"; go on with: vae-train {shown}" if _saved(folder) else "") from None
+        if sweep.orphaned():
+            os._exit(RESUMABLE)  # rather than wait for another job
+        again = shell_assignment("resume", os.path.relpath(folder))
+        raise type(interrupt)(f"; go on with: vae-train {again}" if _saved(folder) else "") from None
 
 
 def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float:
@@ -172,6 +184,8 @@ def _begin_or_go_on(composed: DictConfig, folder: Path, sweeping: bool) -> float
     So does every job of a sweep: its folder is the sweep's alone, and a launcher may start it again.
     """
     if sweeping:
+        sweep.end_with_launcher()
+        wait(folder, sweep.PATIENCE)
         (folder / sweep.REASON).unlink(missing_ok=True)
     settings, resume = _settings(composed), _saved(folder)
     if resume and not _refuse_others(settings, folder) and (summary := _summary(folder)):
@@ -212,15 +226,22 @@ def _saved(folder: Path) -> bool:
 def _summary(folder: Path) -> dict[str, Any] | None:
     """Return the summary of a finished run; None of one that is not, or whose summary is damaged."""
     try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (FileNotFoundError, ValueError):
+        found = read_object(folder / "summary.json")
+    except UserError:
         return None
-    return found if isinstance(found, dict) and "train/elbo" in found else None
+    return found if "train/elbo" in found else None
 
 
 def _score(settings: dict[str, Any], summary: dict[str, Any]) -> float:
-    """Return what a sweeper is to maximise; train/elbo where there are no validation examples."""
-    return summary.get(settings["score"], summary["train/elbo"])
+    """Return what a sweeper is to maximise; train/elbo where there are no validation examples.
+
+    Raises:
+        UserError: a summary from elsewhere holds no number there.
+    """
+    key = settings["score"] if settings["score"] in summary else "train/elbo"
+    if (found := number(summary[key])) is None:
+        raise UserError(f"summary.json: {key}={summary[key]} is no number")
+    return found
 
 
 def _typed(key: str) -> bool:
@@ -240,7 +261,8 @@ def _claimed(folder: Path, *, chosen: bool) -> Path:
         except FileExistsError:
             if chosen and _saved(folder):
                 raise UserError(
-                    f"hydra.run.dir={folder}: holds a run already; go on with resume={folder}, or choose another folder"
+                    f"hydra.run.dir={folder}: holds a run already; go on with {shell_assignment('resume', folder)}, "
+                    "or choose another folder"
                 ) from None
             if chosen:
                 raise UserError(
@@ -285,15 +307,14 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
     """Write the settings a run was accepted with, resolved, and what was typed to get them, resumptions included."""
     from vae_cli.config import typed
 
-    given = [*typed(folder), *HydraConfig.get().overrides.task]
+    now = (each.removeprefix(FORCED) for each in HydraConfig.get().overrides.task)
+    given = [*typed(folder), *now]
     for name, content in (
         ("config", settings),
         ("overrides", [each for each in dict.fromkeys(given) if not each.startswith("resume=")]),
         ("hydra", {"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConfig.get()))}),
     ):
-        path = folder / ".hydra" / f"{name}.yaml"
-        with written(path), whole(path) as partial:
-            OmegaConf.save(OmegaConf.create(content), partial)
+        write(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
 def _settings(composed: DictConfig) -> dict[str, Any]:
@@ -321,7 +342,7 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     if key := command(settings["data"]):
         raise UserError(
             f"resume={folder}: its data.{key} would run a command; if you trust it, go on with the whole command of "
-            f"the run and hydra.run.dir={folder} resume=auto"
+            f"the run and {shell_assignment('hydra.run.dir', folder)} resume=auto"
         )
     if "${" in str(settings):
         raise UserError(f"{folder / SETTINGS}: holds ${{…}}, which would be read as an interpolation")
@@ -332,8 +353,8 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
             continue
         if stays(key):
             raise UserError(
-                f"{override}: a resumed run keeps its own settings; "
-                f"trainer.* (but {', '.join(MUST_STAY)}) and optimizer.lr may change"
+                f"{override.removeprefix(FORCED)}: a resumed run keeps its own settings; trainer.* "
+                f"(but {', '.join(MUST_STAY)}), optimizer.lr and where its data are (data.path, …) may change"
             )
         OmegaConf.update(own, key, OmegaConf.select(composed, key))
         if key == "trainer.epochs":

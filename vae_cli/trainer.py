@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli import metrics, parallel, randomness
+from vae_cli.checkpoint import count_in
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
 from vae_cli.interruption import SIGNALS, Interruption
@@ -266,7 +267,8 @@ class Trainer:
 
     def _validate(self, every: int) -> None:
         """Evaluate the watched examples; keep the best weights where they are validation examples."""
-        result = metrics.evaluate(self.evaluated, self.watched)
+        draws = metrics.enough_draws(self.evaluated, self.watched)
+        result = metrics.evaluate(self.evaluated, self.watched, samples=draws)
         self._refuse_infinite({"elbo": result.elbo, "reconstruction": result.reconstruction, "kl": result.kl})
         if self.valid is not None:
             score = self._score(result)
@@ -358,7 +360,7 @@ class Trainer:
             "rollbacks": self.rollbacks,
             "in_vain": self.in_vain,
             "warnings": list(self.reporter.warnings),
-            "sums": parallel.mean(self.stepper.sums),
+            "sums": parallel.gather(self.stepper.sums[None]),  # [N, T] of N ranks: added up later, they round as now
             "summed": self.stepper.summed,
             "skipped": self.stepper.skipped,
             "random": randomness.state_dict(self.device),
@@ -372,19 +374,25 @@ class Trainer:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_schedule.load_state_dict(state["lr_schedule"])
-        self.step, self.seconds, self.waited = int(state["step"]), float(state["seconds"]), int(state["waited"])
+        self.step, self.waited = count_in(state, "step"), count_in(state, "waited")
+        self.seconds = float(state["seconds"])
         if best is not None:
-            best = best | {"score": float(best["score"]), "step": int(best["step"]), "epoch": float(best["epoch"])}
+            best = best | {"score": float(best["score"]), "step": count_in(best, "step"), "epoch": float(best["epoch"])}
             if best["step"] > self.step:  # killed between the writes of best.pt and last.pt
                 best["score"] = -math.inf if state["best_score"] is None else float(state["best_score"])
         self.best, self.given_up = best, bool(state["given_up"])
-        self.rollbacks, self.in_vain = int(state["rollbacks"]), int(state["in_vain"])
+        self.rollbacks, self.in_vain = count_in(state, "rollbacks"), count_in(state, "in_vain")
         self.reporter.warnings += [line for line in map(str, state["warnings"]) if line not in self.reporter.warnings]
         self.stepper.reset()
-        self.stepper.sums.copy_(state["sums"])
+        self.stepper.sums.copy_(_own_sums(torch.atleast_2d(state["sums"])))
         self.stepper.skipped.copy_(state["skipped"])
-        self.stepper.summed = int(state["summed"])
+        self.stepper.summed = count_in(state, "summed")
         randomness.load_state_dict(state["random"], self.device)
+
+
+def _own_sums(sums: Tensor) -> Tensor:
+    """Return this rank's sums [T] of those of all ranks [N, T]; where there were more or fewer, their mean."""
+    return sums[parallel.rank()] if len(sums) == parallel.count() else sums.mean(0)
 
 
 def _of_all(asked: list[Signals], *numbers: float) -> tuple[Any, ...]:

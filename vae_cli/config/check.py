@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
 from vae_cli.config import rules
@@ -115,8 +117,15 @@ def _describe(error: ValidationError, content: Any, prefix: str) -> str:
     wanted = " or ".join(dict.fromkeys(_wanted(problem) for problem in same))
     given = content.get(name) if isinstance(content, Mapping) else content
     shown = str(given).lower() if isinstance(given, bool) else "null" if given is None else given
-    hint = f" (write [{given}])" if first["type"] == "list_type" and given is not None else ""
-    return f"{key}={shown}: {wanted} is allowed{hint}"
+    if first["type"] == "list_type" and given is not None:
+        return f"{key}={shown}: {wanted} is allowed (write [{given}])"
+    if isinstance(given, str) and any(number in wanted for number in ("an integer", "a number")) and _is_number(given):
+        return f"{key}='{shown}': a text; {wanted} is allowed (of the environment: ${{oc.decode:${{oc.env:NAME}}}})"
+    return f"{key}={shown}: {wanted} is allowed"
+
+
+def _is_number(text: str) -> bool:
+    return isinstance(yaml.safe_load(text) if re.fullmatch(r"[-+.\de]+", text) else None, (int, float))
 
 
 def _wanted(problem: Any) -> str:

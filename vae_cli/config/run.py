@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from vae_cli.config.types import EVERY, Count, OpenFraction, Part, Positive, Seed, Settings
+from vae_cli.config.types import Count, Interval, OpenFraction, Part, Positive, Seed, Settings
 
 
 class Trainer(Settings):
@@ -26,7 +26,7 @@ class Trainer(Settings):
     log_likelihood_examples: Count | None
     validate_every: Positive
     on_nan: Literal["stop", "skip", "rollback"]
-    checkpoint_every: Literal["auto"] | Count | Annotated[str, Field(pattern=EVERY)]
+    checkpoint_every: Literal["auto"] | Count | Interval
     log_every: Count
     device: Literal["auto", "cpu", "cuda", "mps"]
     resident: bool | Literal["auto"]

@@ -9,16 +9,21 @@ from typing import Any
 import yaml
 
 from vae_cli.config.commands import PATHS
-from vae_cli.config.options import GROUPS, modern
+from vae_cli.config.options import GROUPS, modern, targets
 from vae_cli.disk import SETTINGS, TYPED, refuse_links
 from vae_cli.errors import UserError, first_line
 
-MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew
+MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew, beside these
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are, not by where
 LADDER = "vae_cli.model.ladder.Ladder"  # the model of an earlier version, which held the latents as well
 SINCE = {"latent": {"_target_": "vae_cli.latent.flat.Flat"}}  # groups that earlier versions did not have
-NEW = {"data": {"missing": "refused"}}  # settings likewise
+NEW: dict[str, dict[str, Any]] = {  # settings likewise: of each source of data, by its name, or of all ('')
+    "": {"missing": "refused", "limit_train": None},
+    "images": {"resize": "crop", "on_broken": "stop"},
+    "shards": {"resize": "crop"},
+    "huggingface": {"resize": "crop"},
+}
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -43,9 +48,8 @@ def modernise(settings: Mapping[str, Any]) -> dict[str, Any]:
     if _target(settings.get("model")) == LADDER and "latent" not in settings:
         settings = {**settings, **_split_ladder(settings["model"])}
     found = {**SINCE, **settings} if set(GROUPS) - set(SINCE) <= set(settings) else dict(settings)
-    for group, added in NEW.items():
-        if isinstance(found.get(group), dict):
-            found[group] = {**added, **found[group]}
+    if isinstance(data := found.get("data"), dict):
+        found["data"] = {**NEW[""], **NEW.get(_target(data).rpartition(".")[2], {}), **data}
     for group in GROUPS:
         if target := _target(found.get(group)):
             found[group] = {**found[group], "_target_": modern(group, target)}
@@ -71,6 +75,18 @@ def _split_ladder(old: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError):  # damaged: refused where it is checked
         return {}
+
+
+def require_run(folder: Path) -> None:
+    """Refuse a folder that holds no run.
+
+    Raises:
+        UserError: it does not; where it is a sweep, this names the folders of its jobs.
+    """
+    if not (folder / SETTINGS).is_file():
+        jobs = sorted(str(each.parents[1]) for each in folder.glob(f"*/{SETTINGS}"))
+        hint = f"; it is a sweep, choose one of its jobs: {', '.join(jobs[:9])}" if jobs else ""
+        raise UserError(f"run={folder}: no run there ({Path(SETTINGS).name} is missing){hint}")
 
 
 def typed(folder: Path) -> list[str]:
@@ -102,9 +118,18 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def as_chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Name options as one chooses them: {'model._target_': 'vae_cli.model.conv.Conv', …} → {'model': 'conv', …}."""
+    found = {}
+    for key, value in settings.items():
+        group, _, name = key.partition(".")
+        found[group if name == "_target_" else key] = targets(group).get(value, value) if name == "_target_" else value
+    return found
+
+
 def stays(key: str) -> bool:
     """Whether a resumed run keeps a setting."""
-    return not key.startswith(MAY_CHANGE) or key in MUST_STAY
+    return key in MUST_STAY or not (key.startswith(MAY_CHANGE) or key in MOVES)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

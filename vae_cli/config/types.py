@@ -29,6 +29,12 @@ def _exists(path: str) -> str:
     return path
 
 
+def _interval(text: str) -> str:
+    if not re.match(EVERY, text):
+        raise ValueError('a text such as "2 epochs", "10 minutes" or "2 hours"')
+    return text
+
+
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrNone = Annotated[int, Field(ge=0, lt=2**31)]
 TwoOrMore = Annotated[int, Field(ge=2, lt=2**31)]
@@ -48,7 +54,11 @@ TwoWidths = Annotated[list[Count], Field(min_length=2)]
 Widths = list[Count]
 DataShape = Annotated[list[Count], Field(min_length=1, max_length=3)]
 Color = Literal["rgb", "grayscale"]
+Resize = Literal["crop", "pad", "stretch"]
+OnBroken = Literal["stop", "skip"]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
+Scale = Literal["per_pixel", "per_element", "shared", "optimal"] | Positive
+Interval = Annotated[str, AfterValidator(_interval)]
 
 COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read
 EVERY = r"^(\d+(?:\.\d+)?) ?(step|epoch|minute|hour)s?$"
@@ -82,7 +92,7 @@ class OpenPart(Part):
 
 
 def parse_interval(amount: int | str) -> tuple[float, str]:
-    """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "10 minutes" (10, minutes)."""
+    """Return how much of what passes between two checkpoints: 1000 is (1000, steps), "2 hours" (120, minutes)."""
     found = re.match(EVERY, str(amount))
     if not found:
         return float(amount), "steps"

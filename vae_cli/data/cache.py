@@ -23,7 +23,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from vae_cli.data.mapped import SMALL, Mapped, reserve
-from vae_cli.disk import whole
+from vae_cli.disk import Unwritable, whole, write
 from vae_cli.errors import UserError
 
 
@@ -56,7 +56,7 @@ def cached(source: Iterable[object], shape: Sequence[int], fill: Callable[[Tenso
         with _writing(path, shape) as x:
             fill(x)
         return opened(path)
-    except OSError:  # a full or read-only disk costs time, not the run
+    except (OSError, Unwritable):  # a full or read-only disk costs time, not the run
         x = empty(shape, torch.uint8)
         fill(x)
         return x
@@ -69,10 +69,9 @@ def remembered(source: Iterable[object], find: Callable[[], dict[str, Any]]) -> 
         return json.loads(path.read_text())
     except (OSError, ValueError):
         found = find()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, Unwritable):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, _mark()) as partial:
-            partial.write_text(json.dumps(found))
+        write(path, json.dumps(found), _mark())
     return found
 
 

@@ -34,6 +34,9 @@ class Spec:
     dequantized: int | None = None  # the L that dequantised values came from
     mean: tuple[float, ...] | None = None  # [D] subtracted from each element, where data were standardised
     std: tuple[float, ...] | None = None  # [D] that each element was then divided by
+    center: tuple[float, ...] | None = None  # [D] mean of each element of unbounded data that keep their own units
+    spread: tuple[float, ...] | None = None  # [D] and its standard deviation
+    features: tuple[str, ...] | None = None  # [D] the names of the elements, where they have any
 
     @property
     def classes(self) -> int | None:
@@ -98,11 +101,18 @@ class Dataset:
     levels: int | None  # of the training examples as they are stored
     kind: str  # the transform of a training batch
     binarized: str | None = None  # how grey values became binary: bernoulli (anew for each batch), static, threshold
+    taken: str | None = None  # what whole numbers that are no bytes were taken for
+    notes: tuple[str, ...] = ()  # what a person must know of how the source was read
 
     @property
     def sizes(self) -> dict[str, int]:
         """The number of examples of each split there is."""
         return {split: len(part) for split, part in self._parts.items()}
+
+    @property
+    def most_held_out(self) -> int:
+        """The number of examples of the larger of validation and test."""
+        return max((n for split, n in self.sizes.items() if split != "train"), default=0)
 
     @property
     def examples(self) -> dict[str, list[float]]:
@@ -133,12 +143,11 @@ class Dataset:
 
 def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
     """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
-    splits = carve(source, valid=part.valid or 0, test=part.test, seed=part.seed)
-    if part.limit is not None:
-        splits = replace(splits, train=splits.train.some(part.limit, part.seed))
+    splits = limited(part, carve(source, valid=part.valid or 0, test=part.test, seed=part.seed))
     if support not in SUPPORTS:
         raise UserError(f"likelihood={likelihood}: its support is {support!r}; {', '.join(SUPPORTS)} are allowed")
-    splits, raw = _standardize(part, splits, _describe(splits), support)
+    described = replace(_describe(splits), features=splits.features)
+    splits, raw = _standardize(part, splits, described, support)
     kind, spec = _choose(part, raw, support)
     _check_support(spec, support, likelihood)
     once = {"static": "bernoulli", "threshold": "threshold"}.get(kind)
@@ -152,7 +161,22 @@ def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) ->
         for k, each in enumerate((splits.valid, splits.test), start=1)
     )
     how = kind if kind in ("bernoulli", "static", "threshold") else None
-    return Dataset(spec, train, valid, test, 2 if once else raw.levels, "scale" if once else kind, how)
+    taken = {(True, True): "real values", (True, False): "grey levels"}.get((splits.whole, raw.levels is None))
+    kind, levels = ("scale", 2) if once else (kind, raw.levels)
+    return Dataset(spec, train, valid, test, levels, kind, how, taken, splits.notes)
+
+
+def limited(part: schema.Data, splits: Splits) -> Splits:
+    """Return splits of `limit` examples each at most, and of `limit_train` training examples, drawn at random."""
+    every = math.inf if part.limit is None else part.limit
+    train = min(every, math.inf if part.limit_train is None else part.limit_train)
+    wanted = {"train": train, "valid": every, "test": every}
+    chosen = {
+        split: getattr(splits, split).some(int(most), part.seed)
+        for split, most in wanted.items()
+        if most < math.inf and getattr(splits, split) is not None
+    }
+    return replace(splits, **chosen)
 
 
 def _means(examples: Examples) -> list[float]:
@@ -187,22 +211,28 @@ def _describe(splits: Splits) -> Spec:
 
 
 def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> tuple[Splits, Spec]:
-    """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked."""
+    """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked.
+
+    Unbounded data that are to keep their own units are described by these means and standard deviations instead.
+    """
     unbounded = raw.levels is None and not raw.unit and support == "real"
     wanted = unbounded if part.standardize == "auto" else part.standardize
-    if not wanted:
+    if not wanted and not unbounded:
         return splits, raw
     if raw.levels is not None:
-        raise UserError("data.standardize=true: has no effect on grey levels; it is for floating-point data")
+        raise UserError("data.standardize=true: has no effect on grey levels; it is for real values")
     std, mean = splits.train.std_mean()
     std = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-30), std, torch.ones_like(std))  # constants stay 0
+    if not wanted:
+        return splits, replace(raw, center=_values(mean), spread=_values(std))
     splits = replace(
         splits,
         train=splits.train.standardized(mean, std),
         valid=splits.valid and splits.valid.standardized(mean, std),
         test=splits.test and splits.test.standardized(mean, std),
     )
-    return splits, replace(_describe(splits), mean=_values(mean), std=_values(std))
+    described = replace(_describe(splits), features=raw.features)
+    return splits, replace(described, mean=_values(mean), std=_values(std))
 
 
 def _values(x: Tensor) -> tuple[float, ...]:
@@ -219,7 +249,7 @@ def _choose(part: schema.Data, raw: Spec, support: str) -> tuple[str, Spec]:
     if not part.dequantize:
         return "scale", raw
     if raw.levels is None:
-        raise UserError("data.dequantize=true: has no effect on floating-point data; it is for integer grey levels")
+        raise UserError("data.dequantize=true: has no effect on real values; it is for grey levels")
     return "dequantize", replace(raw, levels=None, dequantized=raw.levels)
 
 
@@ -239,4 +269,4 @@ def _check_support(spec: Spec, support: str, likelihood: str) -> None:
     if support in ("binary", "unit") and not spec.unit:
         raise UserError(f"{given}; values in [0, 1] are allowed (Gaussian and Laplace take any)")
     if support == "levels" and spec.levels is None:
-        raise UserError(f"{given} without being grey levels; integers in 0 … 255 are allowed")
+        raise UserError(f"{given} without being grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed")

@@ -147,7 +147,9 @@ class Splits:
     """What a source gives: training examples, maybe as a feed, and validation and test where it has its own.
 
     `levels` is the number of grey levels of uint8 examples (256 for 8-bit pictures); `names` are those of the classes
-    where labels are classes.
+    where labels are classes, `features` those of the elements of an example. `whole` says that examples were stored as
+    whole numbers, but not as bytes: with `levels` they are taken for grey levels, without for values of their own.
+    `notes` are what a person must know of them.
     """
 
     train: Examples | Feed
@@ -155,6 +157,9 @@ class Splits:
     test: Examples | None = None
     levels: int | None = None
     names: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
+    whole: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def counting(n: int) -> torch.dtype:

@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,24 +15,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.data.cache import cached, stamp
+from vae_cli.data.cache import cached, remembered, stamp
 from vae_cli.data.examples import Examples, Splits
 from vae_cli.data.mapped import CHUNK, SMALL, Mapped
 from vae_cli.errors import UserError, first_line
 from vae_cli.machine import free_memory, usable_threads
 
 FEW = 200  # pictures that are decoded sooner than looked up
+CHANNELS = (1, 3, 4)  # how many a picture has
+DARK = 32  # the largest of bytes below which they are hardly pictures of 8 bits
+MANY = 20  # classes that labels may be without a question
+PER_CLASS = 5  # labels of a class, on average, below which whole numbers are hardly classes
 MODES = {"rgb": "RGB", "grayscale": "L"}  # what PIL calls colours
 GREY = ("1", "L", "I;16")  # how PIL calls pictures without colours
+OTHERS = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".tga", ".exr", ".hdr", ".dcm", ".raw", ".dng",
+          ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}  # pictures that are not read  # fmt: skip
+SHOWN = 5  # files that a line names
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # that PIL reads; for others it starts programs
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def arrays(*, path: str, labels: str | None = None) -> Splits:
     """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
-    A large .npy is read in place, a batch at a time. Bytes stay bytes (256 levels, or 2 where no value exceeds 1);
-    other integers 0 … 255 become as many levels as their largest value needs; anything else becomes float32. Channels
-    may come last. Labels are classes (integers) or attribute vectors (two dimensions).
+    An .npz may name the columns of a table: `features`.
+
+    A large .npy is read in place, a batch at a time. Bytes are 256 grey levels (2 where no value exceeds 1); other
+    whole numbers 0 … 255 shaped like pictures are as many as their largest needs; anything else becomes float32.
+    Channels may come last. Labels are classes (integers) or attribute vectors (two dimensions).
     """
     x, y = read("data.path", Path(path))
     if labels is not None:
@@ -39,9 +50,54 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
             raise UserError(f"data.labels={labels}: has no effect, {path} holds labels `y`; null is allowed")
         y, _ = read("data.labels", Path(labels))
     x = channels_first(f"data.path={path}", x, y)
-    examples, levels = (_in_place if isinstance(x, np.memmap) else _levels)(path, x)
+    examples, levels = (_in_place if isinstance(x, np.memmap) else _in_memory)(path, x)
     found, names = (None, None) if y is None else named(f"data.path={path}", y)
-    return Splits(Examples(examples, found), levels=levels, names=names)
+    notes = (*_notes_on_bytes(x.dtype, examples, levels), *_notes_on_labels(y, names))
+    features, whole = _feature_names(Path(path), x.shape[1:]), is_whole(x.dtype, levels)
+    return Splits(Examples(examples, found), None, None, levels, names, features, whole, notes)
+
+
+def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | None) -> list[str]:
+    """Say so where bytes are hardly grey levels of 0 … 255: codes of categories, or pictures of fewer levels."""
+    largest = examples.bounds()[1] if isinstance(examples, Mapped) else float(examples.max())
+    if dtype != np.uint8 or levels != 256 or largest >= DARK:
+        return []
+    others = "their own levels" if _like_a_picture(examples.shape[1:]) else "values of their own"
+    return [
+        f"bytes are grey levels of 255, but none exceeds {largest:.0f}, so that all are nearly black: "
+        f"saved as another type (x.astype('int64')) they are {others}"
+    ]
+
+
+def _notes_on_labels(y: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
+    """Say so where numbers that were taken for classes may be values to predict."""
+    if y is None or names is None or y.dtype.kind not in "uif":
+        return []
+    most = MANY if y.dtype.kind == "f" else max(MANY, len(y) / PER_CLASS)
+    if len(names) <= most:
+        return []
+    return [
+        f"labels `y` are {len(names)} different numbers, taken for as many classes: "
+        "where they are values, y[:, None] makes them an attribute"
+    ]
+
+
+def _feature_names(path: Path, shape: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Return the names of the columns of a table, where an .npz holds them as `features`.
+
+    Raises:
+        UserError: they are no names, or not one for each column.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        if "features" not in archive.files:
+            return None
+        found = archive["features"]
+    if found.dtype.kind not in "US" or found.shape != shape:
+        given = f"`features` of shape {_shown(found.shape)} and type {found.dtype}"
+        raise UserError(f"data.path={path}: {given}; one name for each of the columns {_shown(shape)} is allowed")
+    return tuple(map(str, found.astype(str)))
 
 
 def read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -131,26 +187,54 @@ def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarra
     if y is not None and y.shape[:1] != x.shape[:1]:
         count = len(y) if y.ndim else 0
         raise UserError(f"{given}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal")
-    few = (1, 3, 4)
-    return np.moveaxis(x, -1, 1) if x.ndim == 4 and x.shape[-1] in few and x.shape[1] not in few else x
+    last = x.ndim == 4 and x.shape[-1] in CHANNELS and x.shape[1] not in CHANNELS
+    return np.moveaxis(x, -1, 1) if last else x
 
 
-def _levels(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
-    if x.dtype.kind == "b":
-        return torch.from_numpy(np.ascontiguousarray(x)).to(torch.uint8), 2
-    if x.dtype.kind in "ui" and x.min() >= 0 and x.max() <= 255:
-        levels = 2 if x.max() <= 1 else 256 if x.dtype == np.uint8 else int(x.max()) + 1
+def levels_of(dtype: np.dtype, shape: Sequence[int], low: float, high: float) -> int | None:
+    """Return the number of grey levels of examples [*shape] from `low` to `high`; None where values are their own.
+
+    Bytes are grey levels, in any shape. Other whole numbers are grey levels where they are 0 … 255 and examples are
+    shaped like pictures; a table of them (ages, counts, codes) holds values of its own. 0 and 1 are 0 and 1.
+    """
+    if dtype.kind not in "bui" or low < 0:
+        return None
+    if high <= 1:
+        return 2
+    if dtype == np.uint8:
+        return 256
+    return int(high) + 1 if high <= 255 and _like_a_picture(shape) else None
+
+
+def _like_a_picture(shape: Sequence[int]) -> bool:
+    """Whether examples are [H, W] or [C, H, W], with sides of more than one."""
+    return (len(shape) == 2 or (len(shape) == 3 and shape[0] in CHANNELS)) and min(shape[-2:]) > 1
+
+
+def is_whole(dtype: np.dtype, levels: int | None) -> bool:
+    """Whether examples are whole numbers of which it must be said how they were taken."""
+    return dtype.kind in "ui" and dtype != np.uint8 and levels != 2
+
+
+def _in_memory(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
+    """Return the examples, uint8 where they have grey levels and float32 where not, and how many levels."""
+    _refuse_text(path, x)
+    levels = levels_of(x.dtype, x.shape[1:], float(x.min()), float(x.max()))
+    if levels is None and ((x == 0) | (x == 1)).all():
+        levels = 2
+    if levels is not None:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8)), levels
-    if x.dtype.kind not in "uif":
-        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
     _refuse_coarse(path, x)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
     if not np.isfinite(values).all():
         _refuse_infinite(path, values, 0)
-    if ((values == 0) | (values == 1)).all():
-        return torch.from_numpy(values.astype(np.uint8)), 2
     return torch.from_numpy(values), None
+
+
+def _refuse_text(path: str, x: np.ndarray) -> None:
+    if x.dtype.kind not in "buif":
+        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
 
 
 def _refuse_coarse(path: str, x: np.ndarray) -> None:
@@ -169,17 +253,12 @@ def _refuse_coarse(path: str, x: np.ndarray) -> None:
 
 
 def _in_place(path: str, x: np.ndarray) -> tuple[Mapped, int | None]:
-    """As `_levels`, without reading more of the file than tells what it holds, and no more than a part at a time."""
+    """As `_in_memory`, without reading more of the file than tells what it holds, and no more than a part at a time."""
     x = np.asarray(x)
-    if x.dtype.kind == "b":
-        return Mapped(x, torch.uint8, (0.0, 1.0)), 2
-    if x.dtype.kind not in "uif":
-        raise UserError(f"data.path={path}: examples of type {x.dtype}; numbers are allowed")
-    low, high, binary = _range(path, x)
-    if x.dtype.kind in "ui" and low >= 0 and high <= 255:
-        levels = 2 if high <= 1 else 256 if x.dtype == np.uint8 else int(high) + 1
-        return Mapped(x, torch.uint8, (low, high)), levels
-    return Mapped(x, torch.uint8 if binary else torch.float32, (low, high)), 2 if binary else None
+    _refuse_text(path, x)
+    low, high, binary = (0.0, 1.0, True) if x.dtype.kind == "b" else _range(path, x)
+    levels = 2 if binary else levels_of(x.dtype, x.shape[1:], low, high)
+    return Mapped(x, torch.float32 if levels is None else torch.uint8, (low, high)), levels
 
 
 def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
@@ -199,7 +278,7 @@ def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
             _refuse_infinite(path, part, start)
         low, high = min(low, least), max(high, largest)
         binary = binary and low >= 0 and high <= 1 and bool(((part == 0) | (part == 1)).all())
-        if x.dtype == np.uint8 and high > 1:
+        if x.dtype == np.uint8 and high >= DARK:
             return 0.0, 255.0, False  # grey levels: the rest tells nothing
     return low, high, binary
 
@@ -228,7 +307,17 @@ def named(given: str, y: np.ndarray) -> tuple[Tensor, tuple[str, ...] | None]:
     )
 
 
-def images(*, path: str, size: int | list[int], color: str) -> Splits:
+class Unreadable(UserError):
+    """Files cannot be read as images; `reasons` has each by its name."""
+
+    def __init__(self, reasons: dict[str, str]):
+        (file, reason), *others = sorted(reasons.items())
+        more = f", and {len(others)} others" if others else ""
+        super().__init__(f"data.path: {file} cannot be read as an image ({reason}){more}")
+        self.reasons = reasons
+
+
+def images(*, path: str, size: int | list[int], color: str, resize: str, on_broken: str) -> Splits:
     """Return the pictures of a folder: [N, C, H, W] bytes; its subfolders, where there are any, are the classes."""
     root = Path(path)
     if not root.is_dir():
@@ -241,14 +330,56 @@ def images(*, path: str, size: int | list[int], color: str) -> Splits:
             f"data.path={path}: {len(beside)} images stand beside the class folders {names}; "
             "images in class folders alone, or in none, are allowed"
         )
-    files = [file for folder in folders for file in _pictures(folder)] or _pictures(root)
+    classes = {file: k for k, folder in enumerate(folders) for file in _pictures(folder)}
+    files, notes = list(classes) or _pictures(root), not_read(root)
     if not files:
-        raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))})")
-    x = decode(files, frame(size), MODES[color])
+        hint = f"; {notes[0]}" if notes else ""
+        raise UserError(f"data.path={path}: no images in it or its subfolders ({', '.join(sorted(SUFFIXES))}){hint}")
+    framed = partial(decode, size=frame(size), mode=MODES[color], resize=resize)
+    if on_broken == "skip":
+        files, broken = _readable(files, framed)
+        notes += broken
+    try:
+        x = framed(files)
+    except Unreadable as error:
+        raise UserError(f"{error}; data.on_broken=skip goes on without it") from None
     if not folders:
-        return Splits(Examples(x), levels=256)
-    y = torch.cat([torch.full((len(_pictures(folder)),), k) for k, folder in enumerate(folders)])
-    return Splits(Examples(x, y), levels=256, names=tuple(folder.name for folder in folders))
+        return Splits(Examples(x), levels=256, notes=tuple(notes))
+    y = torch.tensor([classes[file] for file in files])
+    return Splits(Examples(x, y), levels=256, names=tuple(folder.name for folder in folders), notes=tuple(notes))
+
+
+def not_read(root: Path) -> list[str]:
+    """Say which pictures in a folder are of kinds that are not read, if any."""
+    found = sorted(file for file in root.rglob("*") if file.suffix.lower() in OTHERS and file.is_file())
+    if not found:
+        return []
+    kinds = ", ".join(sorted({file.suffix.lower() for file in found}))
+    return [f"{len(found)} pictures ({kinds}) are skipped: convert them to .png or .jpg to use them"]
+
+
+def _readable(files: Sequence[Path], framed: Callable[..., Any]) -> tuple[list[Path], list[str]]:
+    """Leave out the files that cannot be read, and say which; they are sought once and remembered in the cache.
+
+    Raises:
+        UserError: none can be read.
+    """
+
+    def find() -> dict[str, Any]:
+        try:
+            framed(files)
+        except Unreadable as error:
+            return error.reasons
+        return {}
+
+    broken = remembered(("broken", *map(stamp, files)), find)
+    kept = [file for file in files if str(file) not in broken]
+    if not kept:
+        raise Unreadable(broken)
+    shown = ", ".join(f"{file} ({reason})" for file, reason in sorted(broken.items())[:SHOWN])
+    more = f" and {len(broken) - SHOWN} others" if len(broken) > SHOWN else ""
+    line = f"{len(broken)} of {len(files)} pictures cannot be read and are skipped: {shown}{more}"
+    return kept, [line] if broken else []
 
 
 def frame(size: int | list[int]) -> tuple[int, int]:
@@ -265,20 +396,32 @@ def _is_picture(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
-def decode(files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None) -> Tensor | Mapped:
-    """Return pictures [N, C, H, W] bytes, cut and scaled to the frame; many are decoded once and then cached."""
+def decode(
+    files: Sequence[Path], size: tuple[int, int], mode: str, crop: int | None = None, resize: str = "crop"
+) -> Tensor | Mapped:
+    """Return pictures [N, C, H, W] bytes, framed as `picture` does; many are decoded once and then cached.
+
+    Raises:
+        Unreadable: some cannot be read; it has all of them.
+    """
     shape = (len(files), len(mode), *size)
 
     def fill(x: Tensor) -> None:
         """Decode in parallel threads."""
+        broken: dict[str, str] = {}
 
         def work(i: int) -> None:
-            x[i] = _decode_one(files[i], size, mode, crop)
+            try:
+                x[i] = _decode_one(files[i], size, mode, crop, resize)
+            except Unreadable as error:
+                broken.update(error.reasons)
 
         in_threads(work, range(len(files)))
+        if broken:
+            raise Unreadable(broken)
 
     if len(files) > FEW:
-        return cached((*map(stamp, files), size, mode, crop), shape, fill)
+        return cached((*map(stamp, files), size, mode, crop, resize), shape, fill)
     x = torch.empty(shape, dtype=torch.uint8)
     fill(x)
     return x
@@ -302,29 +445,62 @@ def _eight_bits(picture: Any) -> Any:
     return picture
 
 
-def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None) -> Tensor:
+def _decode_one(file: Path, size: tuple[int, int], mode: str, crop: int | None, resize: str) -> Tensor:
     try:
-        return picture(file, size, mode, crop)
+        return picture(file, size, mode, crop, resize)
     except Exception as error:
-        raise UserError(f"data.path: {file} cannot be read as an image ({first_line(error)})") from None
+        raise Unreadable({str(file): first_line(error)}) from None
 
 
-def picture(file: Path | BinaryIO | Any, size: tuple[int, int] | None, mode: str, crop: int | None = None) -> Tensor:
-    """Return a picture [C, H, W] bytes, cut and scaled to a frame (None: as it is); whatever PIL raises goes through.
+def open_picture(file: Path | str | BinaryIO) -> Any:
+    """Open a picture of one of the FORMATS by what is in it, whatever its name says: PostScript is a program."""
+    from PIL import Image
+
+    return Image.open(file, formats=FORMATS)
+
+
+def picture(
+    file: Path | BinaryIO | Any,
+    size: tuple[int, int] | None,
+    mode: str,
+    crop: int | None = None,
+    resize: str = "crop",
+) -> Tensor:
+    """Return a picture [C, H, W] bytes at the size of a frame (None: as it is); whatever PIL raises goes through.
 
     Args:
         file: to read, or an opened picture of PIL's.
         size: height and width of the frame.
         mode: RGB or L.
         crop: pixels a side that are cut from the centre before.
+        resize: how it fills the frame: crop (cut at the centre), pad (black borders) or stretch (distorted).
     """
     from PIL import Image, ImageOps
 
-    with file if isinstance(file, Image.Image) else Image.open(file) as opened:
+    with file if isinstance(file, Image.Image) else open_picture(file) as opened:
         found = ImageOps.exif_transpose(_eight_bits(opened)).convert(mode)
     if crop is not None:
         left, top = (found.width - crop) // 2, (found.height - crop) // 2
         found = found.crop((left, top, left + crop, top + crop))
     if size is not None and size != (found.height, found.width):
-        found = ImageOps.fit(found, (size[1], size[0]), Image.Resampling.BILINEAR)
+        found = _resized(found, (size[1], size[0]), resize)
     return torch.from_numpy(np.array(found)).view(found.height, found.width, len(mode)).permute(2, 0, 1)
+
+
+def _resized(found: Any, size: tuple[int, int], resize: str) -> Any:
+    """Return a picture of PIL's at a width and height: crop cuts what stands over, pad adds black, stretch distorts."""
+    from PIL import Image, ImageOps
+
+    if resize == "stretch":
+        return found.resize(size, Image.Resampling.BILINEAR)
+    return {"crop": ImageOps.fit, "pad": ImageOps.pad}[resize](found, size, Image.Resampling.BILINEAR)
+
+
+def refuse_resize_alone(size: object, resize: str) -> None:
+    """Refuse to say how pictures fill a frame where there is none.
+
+    Raises:
+        UserError: that is so.
+    """
+    if size is None and resize != "crop":
+        raise UserError(f"data.resize={resize}: has no effect with data.size=null; a size is needed")

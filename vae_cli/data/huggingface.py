@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_cli.data.cache import cached
 from vae_cli.data.examples import Examples, Feed, Splits
-from vae_cli.data.files import GREY, MODES, frame, in_threads, picture
+from vae_cli.data.files import GREY, MODES, frame, in_threads, open_picture, picture, refuse_resize_alone
 from vae_cli.errors import UserError, first_line, suggest
 
 OWN = {"valid": ("validation", "valid", "val"), "test": ("test",)}  # what splits are called
@@ -31,6 +31,7 @@ def huggingface(
     image: str | None,
     label: str | None,
     size: int | list[int] | None,
+    resize: str,
     color: str | None,
     streaming: bool,
     examples: int | None,
@@ -47,11 +48,12 @@ def huggingface(
     if not streaming and (examples is not None or readers != 1):
         key = "readers" if examples is None else "examples"
         raise UserError(f"data.{key}: has no effect with data.streaming=false")
+    refuse_resize_alone(size, resize)
     parts: dict[str, Any] = _load(path, name, streaming)
     given = {"train": split, "valid": valid_split, "test": test_split}
     chosen = {key: _chosen(parts, key, wanted) for key, wanted in given.items()}
-    columns = Columns(parts[split], image, label, None if size is None else frame(size), color)
-    own = {
+    columns = Columns(parts[split], image, label, None if size is None else frame(size), color, resize)
+    own: dict[str, Any] = {
         key: columns.examples(parts[each])
         for key, each in chosen.items()
         if each and not (streaming and key == "train")
@@ -106,10 +108,17 @@ class Columns:
         label: of the labels; None for the first of classes, if any.
         size: height and width that pictures are cut and scaled to; None for as they are.
         color: rgb or grayscale; None for as the first one is.
+        resize: how they fill the size: crop, pad or stretch.
     """
 
     def __init__(
-        self, part: Any, image: str | None, label: str | None, size: tuple[int, int] | None, color: str | None
+        self,
+        part: Any,
+        image: str | None,
+        label: str | None,
+        size: tuple[int, int] | None,
+        color: str | None,
+        resize: str,
     ):
         import datasets
 
@@ -120,7 +129,7 @@ class Columns:
         self.image, self.label = found, _column(features, "label", label, datasets.ClassLabel)
         kind = features[self.label] if self.label else None
         self.names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-        self.size, self.mode = size, None if color is None else MODES[color]
+        self.size, self.resize, self.mode = size, resize, None if color is None else MODES[color]
         first = next(iter(self.raw(part)))
         y = self.y([first])
         self.attributes = y.shape[1] if y is not None and y.ndim == 2 else None
@@ -136,16 +145,14 @@ class Columns:
         return part.select_columns(kept).cast_column(self.image, datasets.Image(decode=False))
 
     def _opened(self, row: dict[str, Any]) -> Any:
-        from PIL import Image
-
         stored = row[self.image]
-        return Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
+        return open_picture(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"])
 
     def x(self, row: dict[str, Any]) -> Tensor:
         """Return the picture of a row, [C, H, W] bytes."""
         assert self.mode is not None
         try:
-            return picture(self._opened(row), self.size, self.mode)
+            return picture(self._opened(row), self.size, self.mode, resize=self.resize)
         except Exception as error:
             where = (row[self.image] or {}).get("path") or "one"
             raise UserError(
@@ -180,7 +187,7 @@ class Columns:
 
             in_threads(work, range(0, len(raw), 256))
 
-        x = cached(("huggingface", part._fingerprint, self.image, self.size, self.mode), shape, fill)
+        x = cached(("huggingface", part._fingerprint, self.image, self.size, self.mode, self.resize), shape, fill)
         return Examples(x, self.y(raw.select_columns([self.label])) if self.label else None)
 
     def y(self, rows: Any) -> Tensor | None:

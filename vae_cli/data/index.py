@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from vae_cli.disk import whole
+from vae_cli.disk import write
 from vae_cli.errors import UserError, first_line
 from vae_cli.schema import Count, Settings
 
@@ -35,6 +35,7 @@ class Index(Settings):
         source: what was packed.
         shape: of one example.
         levels: of grey levels 0 … levels − 1; None where values are floats.
+        whole: whether they were whole numbers, but no bytes.
         labels: the labels of the classes as they stand in the shards, in order; None where there are no classes.
         names: of the classes, for people.
         attributes: A, where labels are attribute vectors.
@@ -49,6 +50,7 @@ class Index(Settings):
     source: str = ""
     shape: Annotated[list[Count], Field(min_length=1)]
     levels: Annotated[int, Field(ge=2, le=256)] | None
+    whole: bool = False
     labels: list[str] | None = None
     names: list[str] | None = None
     attributes: Count | None = None
@@ -81,5 +83,4 @@ def read_index(path: Path, key: str) -> Index:
 
 def write_index(index: Index, path: Path) -> None:
     """Write an index, whole or not at all."""
-    with whole(path) as partial:
-        partial.write_text(index.model_dump_json(indent=1))
+    write(path, index.model_dump_json(indent=1))

@@ -27,11 +27,14 @@ from torch import Tensor
 
 from vae_cli.data.cache import remembered, stamp
 from vae_cli.data.examples import Examples, Feed, Splits, gathered
-from vae_cli.data.files import GREY, SUFFIXES, frame, picture
+from vae_cli.data.files import GREY, SUFFIXES, frame, is_whole, levels_of, open_picture, picture, refuse_resize_alone
 from vae_cli.data.index import NAME, Index, Shard, read_index
 from vae_cli.data.mapped import std_mean
-from vae_cli.errors import UserError
+from vae_cli.errors import UserError, first_line
 from vae_cli.schema import COMMAND
+
+MOST = 1_000_000  # shards that a pattern may name
+BRACES = re.compile(r"\{(-?\d{1,4000}|[A-Za-z])\.\.(-?\d{1,4000}|[A-Za-z])(?:\.\.-?(\d{1,4000}))?\}|([{},])")
 
 
 def shards(
@@ -41,6 +44,7 @@ def shards(
     test_path: str | None,
     index: str | None,
     size: int | list[int] | None,
+    resize: str,
     color: str | None,
     readers: int,
     buffer: int,
@@ -53,15 +57,17 @@ def shards(
     """
     if find_spec("webdataset") is None:
         raise UserError("data=shards: needs webdataset; pip install 'vae-cli[shards]'")
-    reader = Reader(None if size is None else frame(size), color, skip=on_broken == "skip")
+    refuse_resize_alone(size, resize)
+    reader = Reader(None if size is None else frame(size), resize, color, skip=on_broken == "skip")
     found, about = _find({"train": path, "valid": valid_path, "test": test_path}, index, reader)
     for url in [url for urls in found.values() for url in urls if not url.startswith(COMMAND)]:
         if not Path(url).is_file():
             reader.tell(url, Broken("it is not there"))
     feeds = {split: Shards(urls, about[split], reader, readers, buffer) for split, urls in found.items()}
-    rest = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
-    names = about["train"].names
-    return Splits(feeds["train"], **rest, levels=about["train"].levels, names=tuple(names) if names else None)
+    rest: dict[str, Any] = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
+    own = about["train"]
+    names = tuple(own.names) if own.names else None
+    return Splits(feeds["train"], **rest, levels=own.levels, names=names, whole=own.whole)
 
 
 def _find(
@@ -92,23 +98,53 @@ def _expanded(key: str, path: str) -> list[str]:
     Raises:
         UserError: there are none, or they are somewhere else than in files.
     """
-    import braceexpand
-
     if re.match(r"\w+://", path):
         raise UserError(f"{key}={path}: local paths and pipe:COMMAND (pipe:curl -s URL) are allowed")
     if path.startswith(COMMAND):
-        return list(braceexpand.braceexpand(path))
+        return _without_braces(key, path)
     if Path(path).is_dir():
         urls = sorted(
             os.path.abspath(file) for file in Path(path).iterdir() if re.search(r"\.(tar|tgz|tar\.gz)$", file.name)
         )
     else:
-        urls = [os.path.abspath(url) for url in braceexpand.braceexpand(path)]  # no expansion is a command
+        urls = [os.path.abspath(url) for url in _without_braces(key, path)]  # no expansion is a command
     if absent := [url for url in urls if not Path(url).is_file()]:
         raise UserError(f"{key}={path}: {absent[0]} is not there; tar files are allowed")
     if not urls:
         raise UserError(f"{key}={path}: no shards in it (*.tar)")
     return urls
+
+
+def _without_braces(key: str, pattern: str) -> list[str]:
+    """Return the texts that a pattern with {000..123} and {a,b} stands for.
+
+    Raises:
+        UserError: they are too many, or its braces do not match.
+    """
+    import braceexpand
+
+    if (many := _many(pattern)) > MOST:
+        raise UserError(f"{key}={pattern}: names up to {many:,} shards; at most {MOST:,} are allowed")
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise UserError(f"{key}={pattern}: no pattern of shards ({first_line(error)})") from error
+
+
+def _many(pattern: str) -> int:
+    """Return how many texts a pattern stands for, without making them; lists within lists count as more."""
+    many, lists = 1, []
+    for first, last, step, mark in BRACES.findall(pattern):
+        if first:
+            ends = [int(end) if end.lstrip("-").isdecimal() else ord(end) for end in (first, last)]
+            many *= abs(ends[1] - ends[0]) // max(1, int(step or 1)) + 1
+        elif mark == "{":
+            lists.append(1)
+        elif lists and mark == ",":
+            lists[-1] += 1
+        elif lists:
+            many *= lists.pop()
+    return many
 
 
 def _fitting(index: Index, split: str, urls: list[str]) -> Index:
@@ -133,11 +169,13 @@ class Reader:
 
     Args:
         size: height and width that pictures are cut and scaled to; None for as they are.
+        resize: how they fill the size: crop, pad or stretch.
         color: rgb or grayscale; None for as they are.
         skip: tell of what is broken and go on without it, in place of stopping.
     """
 
     size: tuple[int, int] | None
+    resize: str
     color: str | None
     skip: bool
     told: set[str] = dataclasses.field(default_factory=set)
@@ -176,18 +214,15 @@ class Reader:
     def x(self, sample: Any) -> Tensor:
         """Return the example of a sample, decoded."""
         if isinstance(sample, tuple):
-            return torch.from_numpy(sample[0])
+            return _tensor(sample[0])
         if "npy" in sample:
-            x = np.load(io.BytesIO(sample["npy"]), allow_pickle=False)
-            return torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32))
+            return _tensor(np.load(io.BytesIO(sample["npy"]), allow_pickle=False))
         found = next((name for name in sample if f".{name}" in SUFFIXES), None)
         if found is None:
             raise Broken("no picture and no npy in it")
-        from PIL import Image
-
-        opened = Image.open(io.BytesIO(sample[found]))
+        opened = open_picture(io.BytesIO(sample[found]))
         grey = opened.mode in GREY if self.color is None else self.color == "grayscale"
-        return picture(opened, self.size, "L" if grey else "RGB")
+        return picture(opened, self.size, "L" if grey else "RGB", resize=self.resize)
 
     def framed(self, shape: list[int]) -> list[int]:
         """Return the shape that examples of a shape have once they are cut and scaled."""
@@ -200,7 +235,7 @@ class Reader:
         """Return what shards hold, by reading them once; files that were read before are not read again."""
         if any(url.startswith(COMMAND) for url in urls):
             return self._scan(urls, like)
-        key = ["shards", *(stamp(Path(url)) for url in urls), self.size, self.color, self.skip, like]
+        key = ["shards 2", *(stamp(Path(url)) for url in urls), self.size, self.color, self.skip, like]
         return Index.model_validate(remembered(key, lambda: self._scan(urls, like).model_dump()))
 
     def _scan(self, urls: Sequence[str], like: Index | None) -> Index:
@@ -219,7 +254,7 @@ class Reader:
         if like is not None:
             return like.model_copy(update={"train": counts})
         names = sorted(labels, key=lambda label: (int(label) if label.isdigit() else 0, label)) or None
-        values = self._values(urls) if first.dtype != torch.uint8 else {"levels": 256, "low": 0.0, "high": 1.0}
+        values = self._values(urls, first) if first.dtype != torch.uint8 else {"levels": 256, "low": 0.0, "high": 1.0}
         return Index(shape=list(first.shape), labels=names, names=names, attributes=attributes, train=counts, **values)
 
     def _tried(self, read: Callable[[Any], Any], sample: Any) -> Any:
@@ -229,8 +264,8 @@ class Reader:
             self.tell(_name(sample), error)
             return None
 
-    def _values(self, urls: Sequence[str]) -> dict[str, Any]:
-        """Return the range and the moments of examples that are floats."""
+    def _values(self, urls: Sequence[str], first: Tensor) -> dict[str, Any]:
+        """Return the range and the moments of examples that are no bytes, or how many grey levels they have."""
         bounds = []
 
         def parts() -> Iterator[Tensor]:
@@ -242,8 +277,13 @@ class Reader:
 
         std, mean = std_mean(parts())
         low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        dtype = np.dtype(str(first.dtype).removeprefix("torch."))
+        levels = levels_of(dtype, first.shape, low, high)
+        about = {"levels": levels, "whole": is_whole(dtype, levels)}
+        if levels is not None:
+            return about | {"low": 0.0, "high": 1.0}
         moments = {"mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
-        return {"levels": None, "low": low, "high": high, **moments}
+        return about | {"low": low, "high": high, **moments}
 
 
 class Shards(Feed):
@@ -306,12 +346,23 @@ class Shards(Feed):
         try:
             x = self.reader.x(sample)
             x = x[0] if x.shape == (1, *self.shape) else x  # pictures without an axis of channels
+            x = self._as_stored(x)
             if tuple(x.shape) != self.shape or x.dtype != self.dtype:
                 raise Broken(f"{list(x.shape)} {x.dtype} where {list(self.shape)} {self.dtype} is expected")
             return x, self._y(_label(sample))
         except Exception as error:
             self.reader.tell(_name(sample), error)
             return None
+
+    def _as_stored(self, x: Tensor) -> Tensor:
+        """Return whole numbers as bytes where the set has grey levels, as floats where it has none."""
+        if x.dtype != torch.int64:
+            return x
+        if self.index.levels is None:
+            return x.float()
+        if not 0 <= int(x.min()) <= int(x.max()) < self.index.levels:
+            raise Broken(f"whole numbers from {x.min()} to {x.max()} where 0 … {self.index.levels - 1} are expected")
+        return x.to(torch.uint8)
 
     def _y(self, label: Any) -> Tensor | None:
         if self.index.labels is not None:
@@ -373,6 +424,12 @@ def _rows(sample: dict[str, Any]) -> Iterator[Any]:
     for k, (row, label) in enumerate(zip(x, y, strict=True)):
         where = {"__url__": sample["__url__"], "__key__": f"{sample['__key__']}[{k}]"}
         yield row.copy(), str(label) if isinstance(label, int) else label, where
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    """Return an array as uint8 (bytes), int64 (other whole numbers, truth values) or float32."""
+    kind = x.dtype if x.dtype == np.uint8 else np.int64 if x.dtype.kind in "bui" else np.float32
+    return torch.from_numpy(x.astype(kind, copy=False))
 
 
 def _name(sample: Any) -> str:

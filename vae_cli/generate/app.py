@@ -12,10 +12,11 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
-from vae_cli.command import guarded, new_folder, own_folders, told
-from vae_cli.config import check
+from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.config import check, require_run
 from vae_cli.errors import CONF, UserError
 from vae_cli.generate.schema import PREFIX, Generate, task_schema
+from vae_cli.output import say
 
 if TYPE_CHECKING:
     from vae_cli.api import Trained
@@ -35,7 +36,7 @@ NUMBERS = {
 def main() -> None:
     """Run vae-generate; print errors as one line and exit with 1."""
     errors.use("generate")
-    guarded("vae-generate", lambda: application())
+    run_hydra("vae-generate", application)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="generate")
@@ -43,9 +44,11 @@ def application(composed: DictConfig) -> None:
     """Do what the settings say, and print the paths of what was written."""
     with told("vae-generate"):
         settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        require_run(Path(settings.run))  # before torch is imported
         own_folders()
+        import_torch()
         for path in generate(settings):
-            print(os.path.relpath(path))
+            say(os.path.relpath(path))
 
 
 def validate(raw: Any) -> Generate:
@@ -98,7 +101,9 @@ def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
 
     arguments = settings.task.arguments
     if "examples" in inspect.signature(task).parameters:
-        arguments["examples"] = examples_of(model, arguments.pop("split"), arguments.pop("source"))
+        arguments["examples"] = examples = examples_of(model, arguments.pop("split"), arguments.pop("source"))
+        if "over_classes" not in arguments:
+            examples.need_labels()
     return arguments
 
 

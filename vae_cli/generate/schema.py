@@ -21,7 +21,7 @@ class Sample(Task):
     """Draws of the model."""
 
     n: Count
-    condition: int | Literal["all"] | list[float] | None
+    condition: int | str | list[float] | None
     temperature: Positive
     sampler: Literal["prior", "gaussian_mixture", "flow"]
     means: bool
@@ -62,7 +62,7 @@ class Manifold(Task):
     """A two-dimensional latent space."""
 
     n: Annotated[int, Field(ge=2)]
-    condition: int | list[float] | None
+    condition: int | str | list[float] | None
 
 
 class Transfer(Source):
@@ -94,6 +94,7 @@ class Anomaly(Source):
     """Scores."""
 
     score: Literal["log_likelihood", "elbo"]
+    over_classes: Literal["auto", "mean", "max", "none"]
     samples: Count
     n: Count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,29 +13,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.api import SLACK, Trained
+from vae_cli.api import SLACK, Trained, class_number
 from vae_cli.data import files
 from vae_cli.data.mapped import SMALL
 from vae_cli.errors import UserError, first_line
-from vae_cli.report.pictures import is_picture
+from vae_cli.report.pictures import is_picture, spread
 
 BYTE = 255  # the largest of a byte
 
 
 class Examples:
-    """Examples x [N, *shape] in the data's own range, with labels where there are any."""
+    """Examples x [N, *shape] in the data's own range, with labels where there are any.
 
-    def __init__(self, model: Trained, x: Tensor, y: Tensor | None):
-        self.model, self.x, self.y = model, x, y
-        if model.conditional and y is None:
-            raise UserError("task.source: the run is conditional and these examples have no labels")
+    Args:
+        model: that they are given to.
+        x: the examples.
+        y: labels [N] or [N, A], or None.
+        own: whether a person gave them, in an order of their own.
+    """
+
+    def __init__(self, model: Trained, x: Tensor, y: Tensor | None, *, own: bool = False):
+        self.model, self.x, self.y, self.own = model, x, y, own
+
+    def need_labels(self) -> None:
+        """Raise where a conditional run is given examples without labels.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.model.conditional and self.y is None:
+            hint = "; task=anomaly scores them under every class" if self.model.spec.classes else ""
+            raise UserError(f"task.source: the run is conditional and these examples have no labels{hint}")
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def first(self, n: int) -> tuple[Tensor, Any]:
-        """Return the first n examples, on the model's device."""
-        return self.at(range(min(n, len(self))))
+    def some(self, n: int) -> list[int]:
+        """Return the indices of n examples: the first of a person's own, a mix of a split, which may be sorted."""
+        chosen = range(min(n, len(self))) if self.own else spread(len(self), self.y, n).tolist()
+        return list(chosen)
 
     def at(self, indices: Sequence[int]) -> tuple[Tensor, Any]:
         """Return the examples at some indices, on the model's device."""
@@ -68,7 +85,7 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
         return Examples(model, *model.data(split))
     path = Path(source)
     if path.is_dir() or path.suffix.lower() in files.SUFFIXES:
-        return Examples(model, _pictures(model, path), None)
+        return Examples(model, _pictures(model, path), None, own=True)
     given = f"task.source={source}"
     x, labels = files.read("task.source", path)
     if isinstance(x, np.memmap):
@@ -78,7 +95,8 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
         shape = list(model.vae.shape)
         raise UserError(f"{given}: examples of shape {list(x.shape[1:])}; {shape} is allowed")
     y, names = (None, None) if labels is None else files.named(given, labels)
-    return Examples(model, _binary(model, _in_own_range(model, x, given)), known_labels(model, y, names, given))
+    values = _binary(model, _in_own_range(model, x, given))
+    return Examples(model, values, known_labels(model, y, names, given), own=True)
 
 
 def _in_own_range(model: Trained, x: np.ndarray, given: str) -> Tensor:
@@ -125,12 +143,12 @@ def known_labels(model: Trained, y: Tensor | None, names: Sequence[str] | None, 
     own = model.spec.names
     if y is None or names is None or own is None:
         return y
-    if unknown := [name for name in names if name not in own]:
+    try:
+        return torch.tensor([class_number(own, name, given) for name in names])[y]
+    except ValueError as error:
         if model.conditional:
-            shown = ", ".join(own[:12]) + (", …" if len(own) > 12 else "")
-            raise UserError(f"{given}: the run knows no class {unknown[0]}; {shown} are allowed")
+            raise UserError(str(error)) from None
         return y
-    return torch.tensor([own.index(name) for name in names])[y]
 
 
 @contextmanager
@@ -149,9 +167,12 @@ def _pictures(model: Trained, path: Path) -> Tensor:
     chosen = sorted(f for f in path.rglob("*") if f.suffix.lower() in files.SUFFIXES) if path.is_dir() else [path]
     if not chosen:
         raise UserError(f"task.source={path}: no pictures in it")
+    for note in files.not_read(path):
+        print(f"warning: {note}", file=sys.stderr)
     colour = len(shape) == 3 and shape[0] == 3
     with _told_of("task.source"):
-        decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L")
+        resize = getattr(model.config.data, "resize", "crop")
+        decoded = files.decode(chosen, (shape[-2], shape[-1]), "RGB" if colour else "L", resize=resize)
     x = decoded.to(torch.device("cpu")).float() / BYTE
     return _binary(model, x.view(len(x), *shape))
 

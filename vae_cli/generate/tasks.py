@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.api import Trained
+from vae_cli.api import Trained, class_number
+from vae_cli.disk import whole, write_csv
 from vae_cli.errors import UserError
 from vae_cli.generate import latent, samplers
 from vae_cli.generate.sources import Examples, read_codes, read_mask
 from vae_cli.report import drawing, pictures
 
-COLUMNS = 16
+COLUMNS = drawing.COLUMNS
 MANY = 1000  # examples at once
 
 
@@ -53,14 +54,14 @@ def sample(
 
 def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, means: bool) -> list[Path]:
     """Put n examples above what the model makes of them."""
-    x, y = examples.first(n)
+    index = examples.some(n)
+    x, y = examples.at(index)
     p = model.decode(model.encode(x, y).mean, y)
     made = p.mean if means else p.sample()
-    rows = [part for pair in zip(x.split(COLUMNS), made.split(COLUMNS), strict=True) for part in pair]
-    names = ["data", "mean of p(x|z)" if means else "draw of p(x|z)"] * (len(rows) // 2)
+    path, names = folder / "reconstructions.png", ("data", "mean of p(x|z)" if means else "draw of p(x|z)")
     return [
-        drawing.grid(model.spec, rows[:32], folder / "reconstructions.png", "reconstructions", names[:32]),
-        _save(folder / "reconstructions.npz", x=x, reconstruction=made),
+        drawing.pairs(model.spec, x, made, path, "reconstructions", names),
+        _save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
     ]
 
 
@@ -69,16 +70,19 @@ def interpolate(
 ) -> list[Path]:
     """Walk between the codes of two or more examples; the ends of each leg are the examples' reconstructions.
 
-    Conditional runs decode each half of a leg under the label of its end.
+    Conditional runs mix the conditions c of the two ends on the way as they mix the codes.
     """
     x, y = examples.chosen(indices, f"task.indices={list(indices)}")
     z = model.encode(x, y).mean
     legs = [latent.between(a, b, steps, kind) for a, b in pairwise(z)]
-    ends = [None] * len(legs) if y is None else list(pairwise(y))
-    made = [model.decode(leg, _halves(pair, steps)).mean for leg, pair in zip(legs, ends, strict=True)]
-    names = [f"{a} → {b}" for a, b in pairwise(indices)]
+    with torch.no_grad():
+        c = model.vae.conditioning(y)
+        mixed = [None] * len(legs) if c is None else [latent.between(a, b, steps, "linear") for a, b in pairwise(c)]
+        made = [model.rescaled(model.vae.decode_under(*way)).mean for way in zip(legs, mixed, strict=True)]
+    names = [f"{a} →\n{b}" for a, b in pairwise(_called(examples, index) for index in indices)]
+    title = f"{kind} interpolation of codes" + (", labels mixed on the way" if c is not None else "")
     return [
-        drawing.grid(model.spec, made, folder / "interpolation.png", f"{kind} interpolation of codes", names),
+        drawing.grid(model.spec, made, folder / "interpolation.png", title, names),
         drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
         _save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
     ]
@@ -88,7 +92,7 @@ def traverse(
     model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
 ) -> list[Path]:
     """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
-    x, y = examples.first(MANY)
+    x, y = examples.at(examples.some(MANY))
     q = model.encode(x, y)
     order = latent.by_information(model, x, y)[:dimensions]
     one, label = examples.chosen([index], f"task.index={index}")
@@ -105,7 +109,7 @@ def traverse(
     ]
 
 
-def manifold(model: Trained, folder: Path, *, n: int, condition: int | list[float] | None) -> list[Path]:
+def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | list[float] | None) -> list[Path]:
     """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
     if model.latent_dim != 2:
         raise UserError(
@@ -113,8 +117,11 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | list[floa
         )
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
     z = torch.stack(torch.meshgrid(-quantiles, quantiles, indexing="ij")[::-1], dim=-1)
-    if model.conditional and condition is None:
-        raise UserError("task.condition=null: the run is conditional; one class, or one list of attributes, is needed")
+    if model.conditional and condition in ("all", None):
+        given = "null" if condition is None else condition
+        raise UserError(
+            f"task.condition={given}: the run is conditional; one class, or one list of attributes, is needed"
+        )
     y, _ = _conditions(model, condition, n)
     made = [model.decode(row, y).mean for row in z]
     title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
@@ -129,14 +136,15 @@ def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> lis
     classes = model.spec.classes
     if not model.conditional or classes is None:
         raise UserError("task=transfer: the run has no classes to choose from; conditional=label is needed in training")
-    x, y = examples.first(n)
+    index = examples.some(n)
+    x, y = examples.at(index)
     z = model.encode(x, y).mean
-    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean for k in range(classes)])
-    rows = [x, *made]
-    names = ["data", *(model.spec.names or ())]
+    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean.cpu() for k in range(classes)])
+    rows = [x.cpu(), *made][: drawing.ROWS]
+    names = ["data", *(model.spec.names or ())][: drawing.ROWS]
     return [
         drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
-        _save(folder / "transfer.npz", x=x, z=z, transferred=made),
+        _save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
     ]
 
 
@@ -170,7 +178,8 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
 
     What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
     """
-    x, y = examples.first(n)
+    index = examples.some(n)
+    x, y = examples.at(index)
     known = read_mask(mask, model, len(x)).to(x.device)
     filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
     for _ in range(steps):
@@ -182,26 +191,59 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
     names = ["given", "imputed", "truth"] * (len(rows) // 3)
     return [
         drawing.grid(model.spec, rows[:30], folder / "imputed.png", f"missing values after {steps} steps", names[:30]),
-        _save(folder / "imputed.npz", x=x, imputed=final, known=known),
+        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index),
     ]
 
 
-def anomaly(model: Trained, folder: Path, *, examples: Examples, score: str, samples: int, n: int) -> list[Path]:
-    """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n."""
-    score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
-    scores = torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
+def anomaly(
+    model: Trained, folder: Path, *, examples: Examples, score: str, over_classes: str, samples: int, n: int
+) -> list[Path]:
+    """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n.
+
+    Where the score is over all classes, its largest over them, the logarithm of its mean and the class that it is
+    largest under stand beside it.
+    """
+    if over_classes == "auto":
+        over_classes = "mean" if model.conditional and model.spec.classes and examples.y is None else "none"
+    columns: dict[str, list[Any]] = {}
+    if over_classes == "none":
+        examples.need_labels()
+        scores = _scores(model, examples, score, samples)
+    else:
+        scores, columns = _scores_over_classes(model, examples, score, samples, over_classes)
+    if examples.y is not None:
+        columns["label"] = examples.y.tolist()
     order = scores.argsort()
-    path = folder / "scores.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", score, *(["label"] if examples.y is not None else [])])
-        for i in order.tolist():
-            label = [] if examples.y is None else [examples.y[i].tolist()]
-            writer.writerow([i, f"{scores[i].item():.6g}", *label])
-    worst, best = (examples.at(part.tolist())[0] for part in (order[:n], order[-n:].flip(0)))
+    table: list[Sequence[object]] = [["index", score, *columns]]
+    for i in order.tolist():
+        table.append([i, f"{scores[i].item():.6g}", *(column[i] for column in columns.values())])
+    path = write_csv(folder / "scores.csv", table)
+    least = order[: min(n, -(-len(order) // 2))]
+    most = order[len(least) :].flip(0)[:n]  # of few examples none is shown twice
+    worst, best = (examples.at(part.tolist())[0] for part in (least, most))
     rows = [*worst.split(COLUMNS), *best.split(COLUMNS)]
     names = ["least likely"] * len(worst.split(COLUMNS)) + ["most likely"] * len(best.split(COLUMNS))
     return [path, drawing.grid(model.spec, rows, folder / "extremes.png", f"examples by {score}", names)]
+
+
+def _scores(model: Trained, examples: Examples, score: str, samples: int) -> Tensor:
+    """Return the score of each example [N], nats, under its label where the run is conditional."""
+    score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
+    return torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
+
+
+def _scores_over_classes(
+    model: Trained, examples: Examples, score: str, samples: int, over_classes: str
+) -> tuple[Tensor, dict[str, list[Any]]]:
+    """Return a score of each example over all classes [N], nats, and the columns that stand beside it."""
+    if not model.conditional or model.spec.names is None:
+        raise UserError(f"task.over_classes={over_classes}: the run is not conditional on classes; auto is allowed")
+    score_of = model.log_likelihood_by_class if score == "log_likelihood" else model.elbo_by_class
+    by_class = torch.cat([score_of(x, samples=samples).cpu() for x, _ in examples.batches(MANY)])
+    found = {"max": by_class.amax(-1), "mean": by_class.logsumexp(-1) - math.log(by_class.shape[-1])}
+    columns: dict[str, list[Any]] = {f"{score}_{how}": [f"{s:.6g}" for s in each] for how, each in found.items()}
+    columns["class"] = [model.spec.names[k] for k in by_class.argmax(-1).tolist()]
+    return found[over_classes], columns
 
 
 def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]:
@@ -218,14 +260,28 @@ def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]
         return torch.tensor(condition).expand(n, -1), []
     if condition in ("all", None):
         return torch.arange(classes).repeat_interleave(n), list(model.spec.names or ())
+    return torch.full((n,), _class(model, condition)), []
+
+
+def _class(model: Trained, condition: Any) -> int:
+    """Return the number of the class that a setting chooses, by number or name."""
+    given, classes = f"task.condition={condition}", model.spec.classes or 0
+    if isinstance(condition, str):
+        try:
+            return class_number(model.spec.names or (), condition, given)
+        except ValueError as error:
+            raise UserError(f"{error}, or all") from None
     if not isinstance(condition, int) or not 0 <= condition < classes:
-        raise UserError(f"task.condition={condition}: a class from 0 to {classes - 1}, or all, is allowed")
-    return torch.full((n,), condition), []
+        raise UserError(f"{given}: a class from 0 to {classes - 1}, its name, or all, is allowed")
+    return condition
 
 
-def _halves(ends: tuple[Tensor, Tensor] | None, steps: int) -> Tensor | None:
-    """Return labels for a way between two examples: those of the nearer end."""
-    return None if ends is None else torch.stack([ends[0] if k < steps / 2 else ends[1] for k in range(steps)])
+def _called(examples: Examples, index: int) -> str:
+    """Return what an example is called: its index, and the name of its class where the run knows it."""
+    names, y = examples.model.spec.names, examples.y
+    if names is None or y is None or y.ndim != 1 or (examples.own and not examples.model.conditional):
+        return f"example {index}"
+    return f"example {index} (class {names[int(y[index])]})"
 
 
 def _refuse_conditional(model: Trained, what: str) -> None:
@@ -242,5 +298,6 @@ def _deviation(q: Any) -> Tensor:
 
 def _save(path: Path, **arrays: Any) -> Path:
     plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
-    np.savez_compressed(path, **plain)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **plain)
     return path

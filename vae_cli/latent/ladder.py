@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
 from vae_cli.config.types import Activation, Count, SomeWidths
-from vae_cli.distribution import Gaussian, kl_by_dimension
+from vae_cli.distribution import Explained, Gaussian, kl_by_dimension
 from vae_cli.errors import UserError
 from vae_cli.latent.base import Latent, Layout
 from vae_cli.model.layers import Readout, dense
@@ -119,7 +119,7 @@ def _head(width: int, size: int, outputs: int, extra: int = 0) -> nn.Module:
     return Readout(width, outputs * size + extra)
 
 
-class TopDown(Distribution):
+class TopDown(Explained):
     """A Gaussian for each layer given the one above: p where there are no statistics, q where there are.
 
     Args:
@@ -129,7 +129,6 @@ class TopDown(Distribution):
         statistics: of the same layers, from the top down: N(μ̂, σ̂²) [B, D_l], or None.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
 
     def __init__(self, top: Distribution, layout: Layout, down: nn.ModuleList, statistics: Sequence[Normal | None]):

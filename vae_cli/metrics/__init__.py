@@ -2,10 +2,10 @@
 
 from vae_cli.metrics.aggregate import aggregate
 from vae_cli.metrics.disentanglement import codes, dci, factors, linear_probe, mutual_information_gap
-from vae_cli.metrics.elbo import ACTIVE, Evaluation, bits_per_dim, decodes_at_once, evaluate, undisturbed
+from vae_cli.metrics.elbo import ACTIVE, Evaluation, bits_per_dim, decodes_at_once, enough_draws, evaluate, undisturbed
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers
-from vae_cli.metrics.meaning import caveats, measure
+from vae_cli.metrics.meaning import caveats, measure, worse_than_no_model
 from vae_cli.metrics.quality import inception_fid, quality
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "codes",
     "dci",
     "decodes_at_once",
+    "enough_draws",
     "evaluate",
     "factors",
     "inception_fid",
@@ -29,4 +30,5 @@ __all__ = [
     "numbers",
     "quality",
     "undisturbed",
+    "worse_than_no_model",
 ]

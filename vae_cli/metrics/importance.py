@@ -15,6 +15,7 @@ from vae_cli.metrics.elbo import Evaluation, decodes_at_once, undisturbed
 from vae_cli.vae import VAE
 
 BATCH = 100  # examples at once at most
+FEWEST = 10  # examples from which a regression on the ELBO says more than it costs
 
 
 @dataclass
@@ -106,20 +107,40 @@ def _bound(log_w: Tensor, k: int) -> Tensor:
 
 
 def numbers(estimate: LogLikelihood, whole: Evaluation, examples: int) -> dict[str, float]:
-    """Return what an estimate says of a whole set of so many examples, of which it may have seen a part alone.
-
-    The gap varies far less from example to example than log p(x) does: of a part, its mean gap is added to the ELBO
-    of the whole, and the two errors add in quadrature.
-    """
+    """Return what an estimate says of a whole set of so many examples, of which it may have seen a part alone."""
     total, error = estimate.mean, estimate.stderr
-    gap = float(estimate.gap.mean())
-    if len(estimate.gap) < examples:
-        total, error = whole.elbo + gap, math.hypot(whole.elbo_stderr, estimate.gap_stderr)
+    if len(estimate.log_likelihood) < examples:
+        total, error = _of_the_whole(estimate, whole)
     return {
         "log_likelihood": total,
         "log_likelihood_stderr": error,
-        "posterior_gap": gap,
+        "posterior_gap": float(estimate.gap.mean()),
         "effective_samples": float(estimate.effective_samples.mean()),
         "log_likelihood_samples": estimate.samples,
         "log_likelihood_examples": len(estimate.gap),
     }
+
+
+def _of_the_whole(estimate: LogLikelihood, whole: Evaluation) -> tuple[float, float]:
+    """Return the mean log p(x) of a set of N examples, of which n were sampled, and its standard error, nats.
+
+    The ELBO, which is known of all, is the control variate: mean_n(lp) + c (ELBO_N − ELBO_n) with
+    c = Cov(lp, elbo) / Var(elbo). c is near 1 where the gap is small; where the ELBO is far below log p(x) and varies
+    wildly, c is near 0. The residual lp − c·elbo is uncorrelated with the ELBO, so the two errors add in quadrature.
+    """
+    total, elbo = estimate.log_likelihood, estimate.elbo
+    c = _slope(total, elbo)
+    if c == 0.0:
+        return estimate.mean, estimate.stderr
+    n, residual = len(total), total - c * elbo
+    own = float(residual.std()) * math.sqrt((n - 1) / (n - 2) / n)  # two numbers were fitted: the mean and c
+    return float(residual.mean()) + c * whole.elbo, math.hypot(own, c * whole.elbo_stderr)
+
+
+def _slope(y: Tensor, x: Tensor) -> float:
+    """Return Cov(y, x) / Var(x) of pairs [n]; 0 where there are too few, x is constant or something is infinite."""
+    if len(x) < FEWEST:
+        return 0.0
+    x, y = x - x.mean(), y - y.mean()
+    slope = float((x * y).sum() / (x * x).sum())
+    return slope if math.isfinite(slope) else 0.0

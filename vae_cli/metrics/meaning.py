@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from vae_cli.data import Dataset
+import torch
+from torch import Tensor
+
+from vae_cli.data import Dataset, Examples, Spec
+from vae_cli.metrics.elbo import Evaluation
+
+ENTRIES = 2**20  # entries of a table that are looked at
+FEW_VALUES = 10  # different values of a column up to which it may be of categories
+SURE = 4.0  # standard errors
 
 
 def measure(dataset: Dataset, likelihood: Any, *, conditional: bool = False) -> str:
@@ -31,20 +41,83 @@ def _measure(dataset: Dataset, likelihood: Any) -> str:
 
 def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
     """Return what a person must know before comparing the numbers."""
-    spec, found = dataset.spec, []
+    spec, found = dataset.spec, list(dataset.notes)
     if getattr(likelihood, "support", "real") == "binary" and not spec.binary:
         found.append(
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
             "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
         )
-    if dataset.kind == "bernoulli" and len(spec.shape) == 3 and spec.shape[0] == 3:
+    if dataset.binarized and len(spec.shape) == 3 and spec.shape[0] == 3:
         found.append(
-            "colour pictures are binarised channel by channel for likelihood=bernoulli; "
-            "likelihood=discretized_logistic or gaussian models their colours"
+            "likelihood=bernoulli does not fit colour pictures, which are binarised channel by channel for it: take "
+            "likelihood=discretized_logistic, which models their grey levels (gaussian and laplace model densities)"
         )
     if spec.levels is not None and not getattr(likelihood, "discrete", False):
         found.append(
             "a density on discrete values can grow without bound: compare it only with runs of the same likelihood "
             "settings" + ("" if spec.binary else ", or set data.dequantize=true")
         )
+    return found if getattr(likelihood, "discrete", False) else found + _of_columns(dataset)
+
+
+def _of_columns(dataset: Dataset) -> list[str]:
+    """Say on which columns of a table a density grows without bound: those of one value, and of few."""
+    spec = dataset.spec
+    examples = dataset.train if isinstance(dataset.train, Examples) else dataset.valid  # a stream is not looked at
+    if len(spec.shape) != 1 or spec.levels is not None or spec.dequantized or examples is None:
+        return []
+    x = examples.some(max(10 * FEW_VALUES, ENTRIES // spec.size), seed=0).x[:]
+    values = 1 + (x.sort(0).values.diff(dim=0) != 0).sum(0)  # different ones, of each column
+    constant = (values == 1).nonzero().flatten().tolist()
+    few = ((values > 1) & (values <= FEW_VALUES) & (10 * values <= len(x))).nonzero().flatten().tolist()
+    found = []
+    if constant and len(x) > 1:
+        found.append(
+            f"{_listed(constant)} hold a single value: a density grows there as far as likelihood.min_scale allows, "
+            "nats gained for nothing; leave them out"
+        )
+    if few:
+        found.append(
+            f"{_listed(few)} hold at most {FEW_VALUES} different values, taken for real numbers: where they stand for "
+            "categories, a density on them means little and grows without bound; compare only runs of the same "
+            "likelihood settings"
+        )
     return found
+
+
+def _listed(columns: Sequence[int]) -> str:
+    shown = ", ".join(map(str, columns[:8]))
+    return f"columns {shown}{', …' if len(columns) > 8 else ''} ({len(columns)} in all, counted from 0)"
+
+
+def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: Any, x: Tensor) -> str | None:
+    """Say so where the ELBO of a split is clearly below what its elements give one by one, with no model at all.
+
+    Args:
+        result: of the split.
+        split: its name.
+        spec: of the data.
+        likelihood: of the model.
+        x: examples of the split [N, *shape], as the model sees them.
+    """
+    nats, what = _without_a_model(spec, likelihood, x)
+    if not result.elbo + SURE * (0.0 if math.isnan(result.elbo_stderr) else result.elbo_stderr) < nats:
+        return None
+    return (
+        f"{split}/elbo={result.elbo:.6g} is worse than {what} ({nats:.6g} nats): "
+        "nothing has been learned; train longer, lower optimizer.lr, or look at the data"
+    )
+
+
+def _without_a_model(spec: Spec, likelihood: Any, x: Tensor) -> tuple[float, str]:
+    """Return the mean log p(x) of elements that know nothing of one another, nats, and what they are."""
+    if getattr(likelihood, "discrete", False):
+        binary = spec.binary or likelihood.support == "binary"
+        levels = 2 if binary else spec.levels or 2
+        return -spec.size * math.log(levels), f"a uniform guess of {math.log2(levels):.3g} bits for each element"
+    if spec.unit and spec.mean is None:
+        return 0.0, "a uniform density on [0, 1]"
+    std = x.double().std(0, correction=0)
+    log_std = torch.where(std > 0, std, torch.ones_like(std)).log().sum()
+    nats = -float(log_std) - 0.5 * spec.size * math.log(2.0 * math.pi * math.e) - spec.log_volume
+    return nats, "a Gaussian for each element"

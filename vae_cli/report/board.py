@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
@@ -40,15 +39,19 @@ class Board:
         self.writer.add_histogram(tag, values, step)
 
     def picture(self, tag: str, image: Tensor, step: int) -> None:
-        """Write a picture [H, W, 3], uint8, lightly compressed and grey as one channel: training waits for it."""
+        """Write a picture [H, W, 3], uint8, lightly compressed: training waits for it."""
         from PIL import Image
 
-        file, grey = io.BytesIO(), image.stride(-1) == 0
-        Image.fromarray((image[..., 0] if grey else image).numpy()).save(file, "PNG", compress_level=1)
+        file = io.BytesIO()
+        Image.fromarray(image.numpy()).save(file, "PNG", compress_level=1)
         height, width = image.shape[:2]
-        channels = 1 if grey else 3
-        picture = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
         self._add(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+
+    @staticmethod
+    def sprite_side(n: int) -> int:
+        """Return how many pixels a side the Projector's picture of each of n codes may have."""
+        return max(1, int(SPRITE // math.ceil(math.sqrt(n))))
 
     def codes(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
         """Write codes [N, D] to the Projector tab, with the names of their labels and pictures [N, 3, H, W] in [0, 1].
@@ -57,9 +60,6 @@ class Board:
         """
         for old in Path(self.writer.log_dir).glob("[0-9]*/codes"):
             shutil.rmtree(old)
-        side = max(1, int(SPRITE // math.ceil(math.sqrt(len(codes)))))  # the tab takes sprites of so many pixels
-        if images is not None and images.shape[-1] > side:
-            images = F.interpolate(images, (side, side), mode="area")
         named = None if labels is None else list(labels)
         self.writer.add_embedding(codes, named, images, step, tag="codes")
 

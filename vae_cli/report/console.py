@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from vae_cli.output import mute, writable
+from vae_cli.output import bound_sign, mute, print_in_any_encoding, writable
 
 ORDER = (
     "log_likelihood",
@@ -30,7 +30,6 @@ ORDER = (
     "bits_per_dim",
 )
 PACE = 0.1  # seconds between movements of the bar, at least
-NEAR = 0.1  # nats from its bound that a mutual information is marked at
 SPLITS = ("train", "valid", "test")
 
 
@@ -59,6 +58,7 @@ class Terminal:
     """
 
     def __init__(self, log: Path, *, fresh: bool = False):
+        print_in_any_encoding()
         self.console = Lasting(soft_wrap=True, highlight=False, emoji=False)
         self.log = log
         if fresh:
@@ -133,7 +133,7 @@ class Terminal:
         for key, value in summary.items():
             name = key.partition("/")[2]
             if isinstance(value, (int, float)) and not name.endswith("_stderr"):
-                table.add_row(Text(name), _sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
+                table.add_row(Text(name), bound_sign(summary, split, name) + _cell(value, summary.get(f"{key}_stderr")))
         self.console.print(table)
 
     def table(self, summary: dict[str, float], title: str) -> None:
@@ -152,27 +152,19 @@ def _titled(title: str) -> Table:
     return Table(title=Text(writable(title), "table.title"), title_justify="left")
 
 
-def results(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def results(summary: dict[str, Any], order: Iterable[str] = SPLITS) -> tuple[list[str], list[list[str]]]:
     """Return the splits of a summary, and its rows: the name of a metric and its value on each split."""
-    splits = [split for split in SPLITS if f"{split}/elbo" in summary]
+    splits = [split for split in order if f"{split}/elbo" in summary]
     k = next((summary[key] for key in summary if key.endswith("/log_likelihood_samples")), None)
     rows = []
     for name in ORDER:
         values = [summary.get(f"{split}/{name}") for split in splits]
         if any(value is not None for value in values):
             errors = [summary.get(f"{split}/{name}_stderr") for split in splits]
-            signs = [_sign(summary, split, name) for split in splits]
+            signs = [bound_sign(summary, split, name) for split in splits]
             cells = [s + _cell(v, e) for s, v, e in zip(signs, values, errors, strict=True)]
             rows.append([f"{name} (K = {k})" if name == "log_likelihood" else name, *cells])
     return splits, rows
-
-
-def _sign(summary: dict[str, Any], split: str, name: str) -> str:
-    """Mark what the number of examples bounds: mutual information at its limit, and what the KL leaves beside it."""
-    value, limit = (summary.get(f"{split}/mutual_information{end}") for end in ("", "_bound"))
-    if value is None or limit is None or limit - value > NEAR:
-        return ""
-    return {"mutual_information": "≥ ", "marginal_kl": "≤ "}.get(name, "")
 
 
 def _cell(value: float | None, error: float | None) -> str:

@@ -29,7 +29,7 @@ class Events:
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.records: RecordWriter | None = RecordWriter((folder / _name(folder)).open("wb"))
+        self.records: RecordWriter | None = RecordWriter((folder / _name(folder)).open("xb"))
         self.add_event(Event(step=purge_step, file_version="brain.Event:2"))
         self.add_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)), purge_step)
 

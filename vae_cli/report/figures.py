@@ -8,13 +8,18 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
+from vae_cli.data import Spec
+from vae_cli.disk import whole
 from vae_cli.output import writable
 
 PANELS = ("elbo", "reconstruction", "kl", "kl_weight")
@@ -24,18 +29,28 @@ TITLES = {
     "kl": "KL(q ‖ p) (nats)",
     "kl_weight": "KL weight",
 }
+BLUE, ORANGE = "#2f7fc1", "#d1741a"  # of PNG files; a page has its own two, for light and for dark
 NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
+LISTED = 20  # classes that a legend lists at most
 LONGEST = 24  # letters of a class name beside a picture or in a legend
 LONG = 80  # letters of the settings that name a run
+CURVES = 8  # curves that a legend names; more of them would cover the figure
 INK = "#010203"  # stands for the page's own text colour while an SVG is drawn
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
 CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor")
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG file."""
+    _save(figure, path)
+    return path
+
+
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")
 
 
 @contextmanager
@@ -57,28 +72,97 @@ def svg(figure: Figure, name: str) -> str:
     found = text.getvalue()
     found = re.sub(r"<metadata>.*?</metadata>", "", found[found.index("<svg") :], flags=re.DOTALL)
     found = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", found)
-    return found.replace(INK, "currentColor")
+    for drawn, shown in ((INK, "currentColor"), (BLUE, "var(--blue)"), (ORANGE, "var(--orange)")):
+        found = found.replace(drawn, shown)
+    return found
 
 
-def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = (), *, sideways: bool = False) -> None:
-    """Write a picture [H, W, 3] under a title, its rows named where names are given.
-
-    `sideways` says that the rows are blocks side by side, as `pictures.grid` lays out what is no picture.
-    """
+def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = ()) -> None:
+    """Write a picture [H, W, 3] under a title, its rows named where names are given."""
     height, width = image.shape[:2]
-    figure = Figure(figsize=(10.0, 4.0 if sideways else max(0.6, 10.0 * height / width)))
+    figure = Figure(figsize=(10.0, max(0.6, 10.0 * height / width)))
     axes = figure.add_subplot()
-    axes.imshow(image.numpy(), interpolation="nearest", aspect="auto" if sideways else "equal")
+    axes.imshow(image.numpy())  # at its own size the nearest pixel, reduced without aliasing
     axes.set_title(title, fontsize=11, loc="left")
-    step, rows = (width if sideways else height) / max(1, len(rows)), [_literal(name) for name in rows]
-    places = [step * (k + 0.5) for k in range(len(rows))]
-    if sideways:  # names side by side need room
-        every = -(-len(rows) // 12) or 1
-        places, rows = places[::every], rows[::every]
-    axes.set_xticks(*((places, rows) if sideways else ([],)))
-    axes.set_yticks(*(([],) if sideways else (places, rows)))
-    axes.tick_params(length=0)
+    _name_blocks(axes, rows, height)
+    axes.set_xticks([])
     _save(figure, path)
+
+
+def _name_blocks(axes: Any, names: Sequence[str], height: float) -> None:
+    """Name equal blocks, one above the other, on the vertical axis; of many, some."""
+    step = height / max(1, len(names))
+    every = -(-len(names) // 64) or 1
+    shown = ["\n".join(_literal(line) for line in name.split("\n")) for name in names[::every]]
+    axes.set_yticks([step * (k * every + 0.5) - 0.5 for k in range(len(shown))], shown, fontsize=8)
+    axes.tick_params(length=0)
+
+
+def heat_map(x: Tensor, spec: Spec, title: str, rows: Sequence[str] = (), *, width: float = 10.0) -> Figure:
+    """Draw rows of examples [rows, columns, *shape] that are no pictures, an example a line: its elements from left to
+    right, their values as colours. Rows of the grid stand one below the other, with a gap between them.
+    """
+    lines = x.flatten(2).float().cpu()
+    gap = torch.full((len(lines), 1, lines.shape[-1]), math.nan)
+    image = torch.cat([lines, gap], 1).flatten(0, 1)[:-1]
+    figure = Figure(figsize=(width, min(9.0, max(2.6, 0.11 * len(image) + 1.4))), layout="constrained")
+    axes = figure.add_subplot()
+    low, high, colours, meaning = _scale(spec)
+    drawn = axes.imshow(
+        image.numpy(), aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high, rasterized=True
+    )
+    figure.colorbar(drawn, ax=axes, label=meaning, pad=0.01)
+    axes.set_title(title, fontsize=11, loc="left")
+    _name_blocks(axes, rows, len(image) + 1)
+    _name_elements(axes, spec, width)
+    return figure
+
+
+def against(real: Tensor, made: Tensor, spec: Spec, title: str, *, most: int = 4, width: float = 10.0) -> Figure:
+    """Draw examples [N, *shape] that are no pictures over their elements, real values against reconstructed ones."""
+    n = min(most, len(real))
+    figure = Figure(figsize=(width, 1.0 + 1.5 * n), layout="constrained")
+    for axes, x, again in zip(figure.subplots(n, sharex=True, squeeze=False).flat, real, made, strict=False):
+        marker = "." if spec.size > 60 else "o"
+        axes.plot(x.flatten().cpu(), ls="", marker=marker, color=BLUE, label="data")
+        axes.plot(again.flatten().cpu(), lw=1.2, marker=".", color=ORANGE, label="reconstruction")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.axes[0].set_title(title, fontsize=11, loc="left")
+    figure.supylabel(_scale(spec)[3], fontsize=9)
+    _name_elements(figure.axes[n - 1], spec, width)
+    return figure
+
+
+def _scale(spec: Spec) -> tuple[float, float, str, str]:
+    """Return the range of the colours of values, their map, and what values are measured in."""
+    if spec.mean is not None:
+        return -3.0, 3.0, "RdBu_r", "standard deviations"
+    return spec.low, spec.high, "viridis", "value"
+
+
+def _own_scales(spec: Spec) -> list[str]:
+    """Return a second line for the name of each element: what its values were before they were standardised."""
+    if spec.mean is None or spec.std is None:
+        return [""] * spec.size
+    return [f"\n{_rounded(mean)} ± {_rounded(std)}" for mean, std in zip(spec.mean, spec.std, strict=True)]
+
+
+def _rounded(value: float) -> str:
+    """Return a number to three digits, 25,400 rather than 2.54e+04."""
+    return f"{float(f'{value:.3g}'):,g}"
+
+
+def _name_elements(axes: Any, spec: Spec, width: float) -> None:
+    """Name the elements of an example on the horizontal axis where there is room for it; else number them."""
+    if spec.features and spec.size <= 6 * width:
+        names = [_literal(name, 16) + scale for name, scale in zip(spec.features, _own_scales(spec), strict=True)]
+        axes.set_xticks(range(spec.size), names, rotation=45 if spec.size > width else 0, fontsize=8)
+        for label in axes.get_xticklabels() if spec.size > width else ():
+            label.set_horizontalalignment("right")
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("element" if len(spec.shape) > 1 else "feature")
 
 
 def terms(lines: list[dict[str, float]], path: Path) -> None:
@@ -102,8 +186,8 @@ def term(lines: list[dict[str, float]], name: str) -> Figure:
 def curve(axes: Any, lines: list[dict[str, float]], name: str) -> None:
     """Draw one term of the ELBO over time, of training and validation, onto axes."""
     for split, style in (
-        ("train", {"color": "C0", "lw": 1.0}),
-        ("valid", {"color": "C1", "marker": ".", "lw": 1.4}),
+        ("train", {"color": BLUE, "lw": 1.2}),
+        ("valid", {"color": ORANGE, "marker": ".", "lw": 1.6}),
     ):
         key = f"{split}/{name}"
         points = [(line["epoch"], line[key]) for line in lines if key in line]
@@ -138,7 +222,7 @@ def kl_bars(kl: Tensor, units: int, *, width: float) -> Figure:
     order = kl.argsort(descending=True)
     figure = Figure(figsize=(width, 3.1), layout="constrained")
     axes = figure.add_subplot()
-    axes.bar(range(len(kl)), kl[order].numpy())
+    axes.bar(range(len(kl)), kl[order].numpy(), color=BLUE)
     if len(kl) <= 6.4 * width:
         axes.set_xticks(range(len(kl)), [str(int(k)) for k in order], fontsize=8)
     split = len(kl) == units
@@ -150,17 +234,22 @@ def kl_bars(kl: Tensor, units: int, *, width: float) -> Figure:
 
 
 def scatter(points: Tensor, labels: Tensor | None, names: Sequence[str], axes_names: tuple[str, str]) -> Figure:
-    """Draw points [N, 2], coloured by labels [N] of those names where there are any."""
+    """Draw points [N, 2], coloured by labels [N] of those names where there are any.
+
+    More than LISTED classes have no legend; their colours run with their number.
+    """
     figure = Figure(figsize=(5.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    colors = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
-    for k in range(len(names)) if labels is not None else ():
-        x, y = points[labels == k].T
-        axes.scatter(x, y, s=4, color=colors(k % colors.N), label=_in_legend(names[k]), rasterized=True)
-    if labels is None:
-        axes.scatter(points[:, 0], points[:, 1], s=4, color="C0", rasterized=True)
-    elif len(names) <= 20:
-        axes.legend(markerscale=3, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    few = len(names) <= LISTED
+    colours = matplotlib.colormaps[("tab10" if len(names) <= 10 else "tab20") if few else "turbo"]
+    each: Any = BLUE
+    if labels is not None:
+        each = colours(labels.numpy() if few else labels.numpy() / (len(names) - 1))
+    axes.scatter(points[:, 0], points[:, 1], s=4, c=each, rasterized=True)  # one call, however many classes
+    if labels is not None and few:
+        marks: Any = [Line2D([], [], ls="", marker=".", ms=8, color=colours(k)) for k in range(len(names))]
+        shown = [_in_legend(name) for name in names]
+        axes.legend(marks, shown, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.set_xlabel(axes_names[0])
     axes.set_ylabel(axes_names[1])
     axes.grid(alpha=0.3)
@@ -200,10 +289,20 @@ def rate_distortion(points: Sequence[tuple[float, float, str]], path: Path) -> P
     """Draw rate (KL) against distortion (−reconstruction), nats, a named point a run, over lines of equal ELBO."""
     figure = Figure(figsize=(7.0, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for rate, distortion, name in points:
+    for rate, distortion, _ in points:
         axes.plot(rate, distortion, marker="o", color="C0")
-        axes.annotate(_literal(name, LONG), (rate, distortion), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.08)
     low, high = axes.get_xlim()
+    for rate, distortion, name in points:
+        left = rate <= (low + high) / 2  # the label stands on the side that has more room
+        axes.annotate(
+            "\n".join(wrap(_literal(name, LONG), 40)),
+            (rate, distortion),
+            xytext=(6 if left else -6, 4),
+            textcoords="offset points",
+            fontsize=8,
+            ha="left" if left else "right",
+        )
     for elbo in {round(-rate - distortion) for rate, distortion, _ in points}:
         axes.plot([low, high], [-elbo - low, -elbo - high], color="0.8", lw=0.8, zorder=0)
     axes.set_xlim(low, high)
@@ -214,21 +313,44 @@ def rate_distortion(points: Sequence[tuple[float, float, str]], path: Path) -> P
     return path
 
 
-def over_setting(curve: Sequence[tuple[float, Sequence[float]]], setting: str, metric: str, path: Path) -> Path:
-    """Draw a metric over a setting, every seed a point and their mean a line."""
+def _logarithmic(axes: Any, values: Sequence[float]) -> None:
+    """Set a logarithmic axis: marked by the values where they are few whole numbers, else by powers of ten."""
+    axes.set_xscale("log")
+    if len(values) <= 12 and all(value == round(value) for value in values):
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+
+
+Curve = Sequence[tuple[float, Sequence[float]]]  # values of a setting, each with those of a metric, one a seed
+
+
+def over_setting(curves: Sequence[tuple[str, Curve]], setting: str, metric: str, path: Path) -> Path:
+    """Draw a metric over a setting: every seed a point, and a line through the means of a curve.
+
+    Args:
+        curves: what sets each apart from the others, and its values.
+        setting: on the horizontal axis.
+        metric: on the vertical axis.
+        path: of the PNG.
+    """
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    ordered = sorted(curve)
-    for value, found in ordered:
-        axes.plot([value] * len(found), found, marker=".", ls="", color="C0", alpha=0.5)
-    values = sorted({value for value, _ in ordered})
-    pooled = [[y for v, found in ordered if v == value for y in found] for value in values]
-    means = [sum(each) / len(each) if each else math.nan for each in pooled]
-    axes.plot(values, means, color="C0", marker="o")
+    for k, (name, curve) in enumerate(curves):
+        _seeds_and_mean(axes, sorted(curve), _literal(name, LONG), f"C{k % 10}")
+    if 1 < len(curves) <= CURVES:
+        axes.legend(fontsize=8)
+    values = sorted(value for _, curve in curves for value, _ in curve)
     if values[0] > 0 and values[-1] / values[0] >= 8:
-        axes.set_xscale("log", base=2)
+        _logarithmic(axes, values)
     axes.set_xlabel(_literal(setting, LONG))
     axes.set_title(_literal(metric, LONG) + " (nats)" * metric.endswith(NATS), fontsize=11, loc="left")
     axes.grid(alpha=0.3)
     _save(figure, path)
     return path
+
+
+def _seeds_and_mean(axes: Any, curve: Curve, name: str, color: str) -> None:
+    for value, found in curve:
+        axes.plot([value] * len(found), found, marker=".", ls="", color=color, alpha=0.5)
+    means = [sum(found) / len(found) if found else math.nan for _, found in curve]
+    axes.plot([value for value, _ in curve], means, color=color, marker="o", label=name)

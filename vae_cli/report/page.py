@@ -15,12 +15,15 @@ from torch import Tensor
 from vae_cli.config import typed
 from vae_cli.data import Resident, Spec
 from vae_cli.disk import TYPED
+from vae_cli.disk import write as write_file
 from vae_cli.metrics import Evaluation
 from vae_cli.output import writable
 from vae_cli.report import pictures
-from vae_cli.report.console import results
+from vae_cli.report.console import SPLITS, results
 from vae_cli.vae import VAE
 
+PRIOR = "means of p(x|z) for draws of z from the prior"
+MOVED = "one latent dimension moved at a time, the most informative first"
 COLUMNS = 10  # pictures beside one another: as many as a phone shows
 TILES = (
     ("log_likelihood", "log p(x), nats"),
@@ -48,26 +51,20 @@ class Heading:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a page shows: SVG elements, and captioned pictures as data URIs."""
+    """What a page shows: SVG elements, and with captions pictures as data URIs or, for tables, SVG elements."""
 
     curves: Sequence[str]
     pictures: Sequence[tuple[str, str]]
     kl: str
     latent: str
     latent_note: str
+    tables: Sequence[tuple[str, str]] = ()
 
 
 def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[dict[str, float]]) -> Drawn:
     """Draw everything that a page shows of a model; `lines` are those of metrics.jsonl."""
     from vae_cli.report import figures
 
-    sideways = not pictures.is_picture(spec.shape)
-    shown = (
-        (f"data {'beside' if sideways else 'above'} the means of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
-        ("means of p(x|z) for draws of z from the prior", pictures.samples(vae, data, 5, COLUMNS)),
-        ("one latent dimension moved at a time, the most informative first",
-         pictures.traversals(vae, data, result.kl_by_dimension, most=6, steps=COLUMNS)),
-    )  # fmt: skip
     codes, labels = pictures.codes(vae, data)
     points, axes_names = pictures.plane(codes)
     classes = labels if spec.classes else None
@@ -75,22 +72,65 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
         curves = [figures.svg(figures.term(lines, name), name) for name in figures.PANELS]
         kl = figures.svg(figures.kl_bars(result.kl_by_dimension, result.units, width=5.4), "dimensions")
         latent = figures.svg(figures.scatter(points, classes, spec.names or (), axes_names), "latent")
+        seen = pictures.is_picture(spec.shape)
+        tables = () if seen else _tables(vae, data, result, spec)
     return Drawn(
         curves=curves,
-        pictures=[(caption, _uri(pictures.grid(x, spec))) for caption, x in shown],
+        pictures=_pictures(vae, data, result, spec) if seen else (),
+        tables=tables,
         kl=kl,
         latent=latent,
-        latent_note=f"E[z|x] of {len(codes):,} examples" + (", coloured by class" if classes is not None else ""),
+        latent_note=_latent_note(len(codes), spec if classes is not None else None),
     )
+
+
+def _latent_note(shown: int, labelled: Spec | None) -> str:
+    """Say what the points of the latent space are, and what their colours mean where there are any."""
+    from vae_cli.report.figures import LISTED
+
+    note = f"E[z|x] of {shown:,} examples"
+    if labelled is None or labelled.classes is None:
+        return note
+    many = f" (by the number of {labelled.classes:,} classes)" if labelled.classes > LISTED else ""
+    return f"{note}, coloured by class{many}"
+
+
+def _pictures(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tuple[str, str]]:
+    """Return captions and data URIs."""
+    moved, _ = pictures.traversals(vae, data, result.kl_by_dimension, most=6, steps=COLUMNS)
+    shown = (
+        ("data above the means of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
+        (PRIOR, pictures.samples(vae, data, 5, COLUMNS)),
+        (f"{MOVED}, each row from another example", moved),
+    )
+    return [(caption, _uri(pictures.grid(x, spec))) for caption, x in shown]
+
+
+def _tables(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tuple[str, str]]:
+    """Return captions and SVG elements, for examples that are no pictures."""
+    from vae_cli.report import figures
+
+    x, again = pictures.reconstructions(vae, data, 3)
+    moved, dimensions = pictures.traversals(vae, data, result.kl_by_dimension, most=4, steps=5)
+    way = "traversals, from −2.5 (top) to 2.5 standard deviations"
+    drawings = (
+        ("data against the means of p(x|z)", figures.against(x, again, spec, "reconstructions", width=5.4)),
+        (PRIOR, figures.heat_map(pictures.samples(vae, data, 1, 20), spec, "samples, a line each", width=5.4)),
+        (f"{MOVED}, each block from another example",
+         figures.heat_map(moved, spec, way, [f"z{j}" for j in dimensions], width=5.4)),
+    )  # fmt: skip
+    return [(caption, figures.svg(figure, f"table{k}")) for k, (caption, figure) in enumerate(drawings)]
 
 
 def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Drawn) -> Path:
     """Write report.html into a run folder; whatever text the run holds stands on the page as text."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    splits, rows = results(heading.summary)
+    splits, rows = results(heading.summary, reversed(SPLITS))  # on a phone the first column is what one sees
     shown = ((label, heading.summary.get(f"{heading.split}/{name}")) for name, label in TILES)
     tiles = [
         (label, f"{value:.2f}" if isinstance(value, float) else value) for label, value in shown if value is not None
@@ -99,9 +139,12 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
         heading=heading, run=folder.name, command=_command(folder), tiles=tiles, splits=splits, rows=rows,
         warnings=warnings, sections=sections,
     )  # fmt: skip
-    path = folder / "report.html"
-    path.write_text(writable(content), encoding="utf-8")
-    return path
+    return write_file(folder / "report.html", content)
+
+
+def _shown(value: Any) -> Any:
+    """Return a text of the run as a page can hold it; what was drawn, an element of the page itself, stays as it is."""
+    return writable(value) if type(value) is str else value
 
 
 def label_names(labels: Tensor | None, spec: Spec) -> list[str] | None:
@@ -118,7 +161,7 @@ def _uri(image: Tensor) -> str:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(image.to(torch.uint8).numpy()).save(file, "PNG", optimize=True)
+    Image.fromarray(image.to(torch.uint8).numpy()).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,9 +11,11 @@ from torch import Tensor
 from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
-GAP = 1  # pixels between the pictures of a grid
-GREY = 128  # of the gap
-STRIPE = 256  # elements shown at most of an example that is no picture
+GAP = 2  # pixels between the pictures of a grid
+RULE = (86, 140, 196)  # the colour of the gap: apart from every grey, on light and on dark pages
+SMALL, LARGE = 56, 128  # pixels a side that pictures are magnified towards, and reduced to
+MEMORY = 2**25  # elements of examples that are looked at together at most, where fewer would do
+FEW = 64  # examples that are looked at together however large they are
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
@@ -19,30 +23,30 @@ def is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
 
 
-def grid(x: Tensor, spec: Spec) -> Tensor:
-    """Lay examples [rows, columns, *shape] out on a grid [H, W, 3], uint8.
+def grid(x: Tensor, spec: Spec, *, largest: int | None = LARGE) -> Tensor:
+    """Lay pictures [rows, columns, *shape] out on a grid [H, W, 3], uint8, with a coloured rule between them.
 
-    Examples that are no pictures become stripes: each row of the grid is a block of stripes, the blocks stand side by
-    side. Values are scaled from the data's own range; small pictures are magnified.
+    Values are scaled from the data's own range. Small pictures are magnified, and those beyond `largest` pixels a side
+    are reduced.
     """
     rows, columns = x.shape[:2]
-    x = _bytes(_unit(x, spec))
-    if not is_picture(spec.shape):
-        x = x.reshape(rows, columns, -1)
-        x = x[..., :: -(-x.shape[-1] // STRIPE)]
-        blocks = F.pad(x, (0, GAP), value=GREY).transpose(0, 1)
-        return _laid_out(_magnify(blocks.reshape(1, 1, 1, columns, -1), 8))
-    x = x.reshape(rows, columns, -1, *spec.shape[-2:])
-    return _laid_out(_magnify(F.pad(x, (0, GAP, 0, GAP), value=GREY), max(1, 56 // max(spec.shape[-2:]))))
+    tiles = _bytes(_sized(_unit(x, spec).reshape(rows * columns, -1, *spec.shape[-2:]), largest))
+    height, width = tiles.shape[-2:]
+    ruled = torch.tensor(RULE, dtype=torch.uint8).view(3, 1, 1).repeat(rows * columns, 1, height + GAP, width + GAP)
+    ruled[..., :height, :width] = tiles
+    laid_out = ruled.view(rows, columns, 3, height + GAP, width + GAP).permute(0, 3, 1, 4, 2)
+    return laid_out.flatten(0, 1).flatten(1, 2)[:-GAP, :-GAP]
 
 
-def sprites(x: Tensor, spec: Spec) -> Tensor | None:
+def sprites(x: Tensor, spec: Spec, largest: int | None = None) -> Tensor | None:
     """Return square pictures [N, 3, H, H] in [0, 1] of examples [N, *shape], or None where they are no pictures."""
     if not is_picture(spec.shape):
         return None
-    x = _unit(x, spec).reshape(len(x), -1, *spec.shape[-2:]).expand(-1, 3, -1, -1)
+    x = _unit(x, spec).reshape(len(x), -1, *spec.shape[-2:])
+    if largest is not None:
+        x = _reduced(x, largest)
     side = max(x.shape[-2:])
-    return F.pad(x, (0, side - x.shape[-1], 0, side - x.shape[-2]))
+    return F.pad(x.expand(-1, 3, -1, -1), (0, side - x.shape[-1], 0, side - x.shape[-2]))
 
 
 def _unit(x: Tensor, spec: Spec) -> Tensor:
@@ -50,23 +54,54 @@ def _unit(x: Tensor, spec: Spec) -> Tensor:
     return ((x.float().cpu() - low) / (high - low)).clamp(0.0, 1.0)
 
 
-def _magnify(x: Tensor, factor: int) -> Tensor:
-    return x.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+def _sized(x: Tensor, largest: int | None) -> Tensor:
+    """Magnify small pictures [N, C, H, W] by a whole factor; reduce large ones."""
+    factor = max(1, SMALL // max(x.shape[-2:]))
+    x = x.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return x if largest is None else _reduced(x, largest)
+
+
+def _reduced(x: Tensor, largest: int) -> Tensor:
+    """Reduce pictures [N, C, H, W] to so many pixels on their longer side, where they have more."""
+    share = largest / max(x.shape[-2:])
+    if share >= 1.0:
+        return x
+    return F.interpolate(x, [max(1, round(side * share)) for side in x.shape[-2:]], mode="area")
 
 
 def _bytes(x: Tensor) -> Tensor:
     return x.mul(255.0).round_().to(torch.uint8)
 
 
-def _laid_out(x: Tensor) -> Tensor:
-    """[rows, columns, C, H, W] → [rows · H, columns · W, 3]; three channels of grey are one in memory."""
-    return x.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).expand(-1, -1, 3)
+def spread(n: int, y: Tensor | None, most: int) -> Tensor:
+    """Return the indices of `most` of n examples (all, where there are no more): a mix, however they are sorted.
+
+    With classes y [n], one example of each class after the other; else examples evenly apart.
+    """
+    most = min(most, n)
+    if y is None or y.ndim != 1:
+        return torch.linspace(0, n - 1, most).round().long()
+    y = y.cpu()
+    order = y.argsort(stable=True)
+    counts = torch.bincount(y)
+    rank = torch.empty(n, dtype=torch.long)  # of each example among those of its class
+    rank[order] = torch.arange(n) - (counts.cumsum(0) - counts)[y[order]]
+    return (rank * len(counts) + y).argsort()[:most]
+
+
+def mix(data: Resident, most: int, *, balanced: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Return a mix of at most `most` examples x [n, *shape] with their labels; of large ones, fewer.
+
+    `balanced` takes the classes in turn; else they keep their shares.
+    """
+    fewer = min(most, max(FEW, MEMORY // max(1, math.prod(data.examples.shape))))
+    return data.batch(spread(len(data), data.examples.y if balanced else None, fewer).to(data.device))
 
 
 @torch.no_grad()
 def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
-    """Return the first n examples above the means of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
-    x, y = data.batch(slice(0, n))
+    """Return a mix of n examples above the means of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
+    x, y = mix(data, n)
     return torch.stack([x, vae.decode(vae.encode(x, y).mean, y).mean])
 
 
@@ -75,13 +110,17 @@ def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tenso
     """Return means of p(x|z) for draws of the prior, labels taken from the data: [rows, columns, *shape]."""
     n, y = rows * columns, data.examples.y
     if y is not None:
-        y = y[torch.arange(n, device=y.device) % min(n, len(y))].to(data.device)
+        index = spread(len(y), y, n)
+        y = y[index[torch.arange(n) % len(index)].to(y.device)].to(data.device)
     return vae.sample(n, y).view(rows, columns, *vae.shape)
 
 
 def moved(z: Tensor, means: Tensor, dimensions: Tensor, offsets: Tensor) -> Tensor:
-    """Return codes [K, S, D]: z [D] with each of K dimensions at S offsets, in standard deviations of means [N, D]."""
-    codes = z.repeat(len(dimensions), len(offsets), 1)
+    """Return codes [K, S, D]: one of K dimensions at S offsets in each row, in standard deviations of means [N, D].
+
+    Rows start from the codes z [K, D], or all from z [D].
+    """
+    codes = z.expand(len(dimensions), -1).unsqueeze(1).repeat(1, len(offsets), 1)
     for row, j in zip(codes, dimensions.tolist(), strict=True):
         row[:, j] = means[:, j].mean() + offsets * means[:, j].std(correction=0).clamp(min=0.1)
     return codes
@@ -98,25 +137,42 @@ def by_information(kl: Tensor | None, means: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def traversals(vae: VAE, data: Resident, kl: Tensor, n: int = 500, most: int = 10, steps: int = 12) -> Tensor:
-    """Return the first example with one dimension of its code moved at a time: [dimensions, steps, *shape].
+def traversals(
+    vae: VAE, data: Resident, kl: Tensor, n: int = 500, most: int = 10, steps: int = 12
+) -> tuple[Tensor, list[int]]:
+    """Return codes with one dimension moved at a time, decoded, [K, steps, *shape], and the K dimensions.
 
-    Rows stand in the order of `kl` [D], the most informative first; where the KL is not known by dimension, in that of
-    the variance of the codes.
+    Rows stand in the order of `kl` [D], the most informative dimension first; where the KL is not known by dimension,
+    in that of the variance of the codes. Each starts from another example of a mix.
     """
-    x, y = data.batch(slice(0, n))
-    means = vae.encode(x, y).mean
+    means = vae.encode(*mix(data, n, balanced=False)).mean
     order = by_information(kl if len(kl) == means.shape[1] else None, means)[:most].to(means.device)
-    codes = moved(means[0], means, order, torch.linspace(-2.5, 2.5, steps, device=means.device))
-    label = None if y is None else y[:1].expand(codes.shape[0] * steps, *y.shape[1:])
-    return vae.decode(codes.flatten(0, 1), label).mean.view(*codes.shape[:2], *vae.shape)
+    x, y = mix(data, len(order))
+    start = torch.arange(len(order), device=means.device) % len(x)
+    offsets = torch.linspace(-2.5, 2.5, steps, device=means.device)
+    codes = moved(vae.encode(x, y).mean[start], means, order, offsets)
+    label = None if y is None else y[start].repeat_interleave(steps, 0)
+    made = vae.decode(codes.flatten(0, 1), label).mean.view(*codes.shape[:2], *vae.shape)
+    return made, order.tolist()
 
 
 @torch.no_grad()
 def codes(vae: VAE, data: Resident, n: int = 2000) -> tuple[Tensor, Tensor | None]:
-    """Return the means of q(z|x) [n, D] of the first n examples and their labels, on the CPU."""
-    means, labels = zip(*((vae.encode(*batch).mean.cpu(), batch[1]) for batch in data.batches(500, n)), strict=True)
+    """Return the means of q(z|x) [n, D] of n examples evenly apart and their labels, on the CPU."""
+    index = spread(len(data), None, n).to(data.device)
+    at_once = max(1, min(500, MEMORY // max(1, math.prod(vae.shape))))
+    batches = [data.batch(part) for part in index.split(at_once)]
+    means, labels = zip(*((vae.encode(x, y).mean.cpu(), y) for x, y in batches), strict=True)
     return torch.cat(means), None if labels[0] is None else torch.cat(labels).cpu()
+
+
+def thumbnails(data: Resident, n: int, spec: Spec, side: int) -> Tensor | None:
+    """Return square pictures [n, 3, H, H] in [0, 1] of the examples of `codes`, of `side` pixels at most."""
+    if not is_picture(spec.shape):
+        return None
+    parts = spread(len(data), None, n).to(data.device).split(FEW)
+    found = [sprites(data.batch(part)[0], spec, side) for part in parts]
+    return torch.cat([each for each in found if each is not None])
 
 
 def plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from vae_cli.command import DEBUGGING
+from vae_cli.config import as_chosen
 from vae_cli.data import Resident, Spec
-from vae_cli.disk import whole, written
+from vae_cli.disk import write, written
 from vae_cli.errors import first_line
 from vae_cli.metrics import Evaluation, undisturbed
 from vae_cli.output import number
@@ -24,6 +25,7 @@ from vae_cli.report.console import Terminal
 from vae_cli.vae import VAE
 
 PROJECTED = 1000  # codes at most in the Projector tab
+CONSTANT = ("_samples", "_examples", "_bound")  # ends of names of what was set or given: no results
 PACE = 1.0  # seconds between plain lines at least, where there is no terminal
 
 
@@ -35,10 +37,20 @@ class Reporter:
         spec: of the data.
         conditional: whether the model is given labels.
         resumed_at: the step a run goes on from; what was written after it is void.
+        refuse_to_go_on_without: called now and then; raises a UserError once the folder is no longer there.
     """
 
-    def __init__(self, folder: Path, spec: Spec, *, conditional: bool, resumed_at: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        spec: Spec,
+        *,
+        conditional: bool,
+        resumed_at: int | None = None,
+        refuse_to_go_on_without: Callable[[], None] = lambda: None,
+    ):
         self.folder, self.spec, self.conditional = folder, spec, conditional
+        self.refuse_to_go_on_without = refuse_to_go_on_without
         self.terminal = Terminal(folder / "train.log")
         self.metrics = folder / "metrics.jsonl"
         self.warnings: list[str] = []
@@ -93,6 +105,7 @@ class Reporter:
 
     def scalars(self, step: int, epoch: float, scalars: dict[str, float]) -> None:
         """Scalars of training, once every log interval."""
+        self.refuse_to_go_on_without()
         self._write(step, epoch, scalars)
         self.terminal.numbers(epoch, scalars)
 
@@ -115,11 +128,13 @@ class Reporter:
 
     def pictures(self, step: int, vae: VAE, data: Resident, kl: Tensor) -> None:
         """Reconstructions, samples and traversals on their way; `kl` [D] orders the traversals."""
+        if not pictures.is_picture(self.spec.shape):
+            return  # what is no picture is drawn once, with the report
         with undisturbed(vae):
             for tag, x in (
                 ("reconstructions", pictures.reconstructions(vae, data)),
                 ("samples", pictures.samples(vae, data)),
-                ("traversals", pictures.traversals(vae, data, kl)),
+                ("traversals", pictures.traversals(vae, data, kl)[0]),
             ):
                 self._show(tag, pictures.grid(x, self.spec), step)
 
@@ -127,9 +142,9 @@ class Reporter:
         """The codes of a finished run, for TensorBoard's Projector tab."""
         with undisturbed(vae):
             codes, labels = pictures.codes(vae, data, PROJECTED)
-        x, _ = data.batch(slice(0, len(codes)))
-        if self.board is not None:
-            self.board.codes(codes, page.label_names(labels, self.spec), pictures.sprites(x, self.spec), step)
+        if (board := self.board) is not None:
+            images = pictures.thumbnails(data, len(codes), self.spec, board.sprite_side(len(codes)))
+            board.codes(codes, page.label_names(labels, self.spec), images, step)
 
     def figures(self, vae: VAE, data: Resident, result: Evaluation) -> None:
         """Draw the figures of a finished run."""
@@ -137,23 +152,36 @@ class Reporter:
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
-        sideways = not pictures.is_picture(self.spec.shape)
-
-        def draw(name: str, x: Tensor, title: str, rows: Sequence[str] = ()) -> None:
-            figures.picture(pictures.grid(x, self.spec), folder / f"{name}.png", title, rows, sideways=sideways)
-
         with undisturbed(vae):
-            draw("reconstructions", pictures.reconstructions(vae, data), "reconstructions", ("data", "mean of p(x|z)"))
-            draw("samples", pictures.samples(vae, data), "means of p(x|z) for draws of z from the prior")
-            if self.conditional:
-                x, names = pictures.class_samples(vae, data, self.spec)
-                each = "a class" if self.spec.classes else "an attribute vector"
-                title = f"one {'block' if sideways else 'row'} {each}"
-                if len(names) < (self.spec.classes or 0):
-                    title += f" (the first {len(names)} of {self.spec.classes})"
-                draw("class_samples", x, f"means of p(x|z,c) for draws of z from the prior, {title}", names)
+            self._draw_examples(vae, data, folder)
         figures.terms(self.history(), folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, result.units, folder / "kl_by_dimension.png")
+
+    def _draw_examples(self, vae: VAE, data: Resident, folder: Path) -> None:
+        from vae_cli.report import drawing
+
+        x, again = (self.spec.restore(each.cpu()) for each in pictures.reconstructions(vae, data))
+        names = ("data", "mean of p(x|z)")
+        drawing.pairs(self.spec, x, again, folder / "reconstructions.png", "reconstructions", names)
+        title = "means of p(x|z) for draws of z from the prior"
+        self._draw(pictures.samples(vae, data), folder / "samples.png", title)
+        if self.conditional:
+            x, rows = pictures.class_samples(vae, data, self.spec)
+            kind = "row" if pictures.is_picture(self.spec.shape) else "block"
+            title = f"means of p(x|z,c) for draws of z from the prior, one {kind} {self._each(len(rows))}"
+            self._draw(x, folder / "class_samples.png", title, rows)
+
+    def _draw(self, x: Tensor, path: Path, title: str, rows: Sequence[str] = ()) -> None:
+        """Draw examples [rows, columns, *shape] as the model sees them."""
+        from vae_cli.report import drawing
+
+        drawing.grid(self.spec, list(self.spec.restore(x.cpu())), path, title, rows)
+
+    def _each(self, shown: int) -> str:
+        """Say what each of so many rows is of."""
+        classes = self.spec.classes
+        some = f" (the first {shown} of {classes})" if classes and shown < classes else ""
+        return f"a class{some}" if classes else "an attribute vector"
 
     def history(self) -> list[dict[str, float]]:
         """Return the lines of metrics.jsonl."""
@@ -171,17 +199,17 @@ class Reporter:
         The numbers stand one step behind the last, where they are void if the run goes on or was killed just here.
         """
         self.terminal.end()
-        tested = {key: value for key, value in summary.items() if key.startswith("test/")}
+        tested = {
+            key: value for key, value in summary.items() if key.startswith("test/") and not key.endswith(CONSTANT)
+        }
         self._on_board(lambda board: board.scalars(step + 1, tested))
-        self._on_board(lambda board: board.settings(settings, tested or ["valid/elbo"]))
-        self.terminal.table(summary, note)
+        self._on_board(lambda board: board.settings(as_chosen(settings), tested or ["valid/elbo"]))
+        self.attempt("the table", lambda: self.terminal.table(summary, note))
 
     def conclude(self, summary: dict[str, Any]) -> None:
         """Write summary.json, the last of all: where it is, the run is finished and everything else was written."""
         content = json.dumps(plain(summary) | {"warnings": self.warnings}, indent=2) + "\n"
-        path = self.folder / "summary.json"
-        with written(path), whole(path) as partial:  # other jobs of a sweep may be reading
-            partial.write_text(content)
+        write(self.folder / "summary.json", content)  # whole: other jobs of a sweep may be reading
 
     def close(self) -> None:
         """Write what is left and let go of the files."""
@@ -212,8 +240,7 @@ def _truncate(metrics: Path, step: int) -> None:
     kept = [json.dumps(line) + "\n" for line in logged(metrics) if line["step"] <= step]
     text = "".join(kept)
     if text != metrics.read_text(errors="replace"):
-        with written(metrics), whole(metrics) as partial:
-            partial.write_text(text)
+        write(metrics, text)
 
 
 def logged(metrics: Path) -> Iterator[dict[str, float]]:
