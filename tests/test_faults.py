@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from vae_cli.schema import every
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.ordeals import assert_same, equal, full_after, history, numbers, soak, survive, weights
@@ -20,7 +21,6 @@ from vae_cli.errors import UserError
 from vae_cli.lock import locked
 from vae_cli.machine import memory_told
 from vae_cli.report import Reporter, reporter
-from vae_cli.schema import every
 from vae_cli.trainer import pace_of_checkpoints
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]

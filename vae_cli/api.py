@@ -6,6 +6,7 @@ they were before standardising.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,10 +20,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_cli import metrics, parts
+from vae_cli.batch import Batch
+from vae_cli.config.run import Config
 from vae_cli.data import Spec
 from vae_cli.distribution import Rescaled
 from vae_cli.errors import suggest
-from vae_cli.schema import Config
 from vae_cli.trainer import choose_device
 from vae_cli.vae import VAE
 
@@ -86,8 +88,9 @@ class Trained:
         """Return a split of the run's own data, on the CPU: see `load_data`."""
         dataset = parts.data_of(self.run, self.folder)
         examples = parts.split_of(dataset, split, torch.device("cpu"), self.config.data.seed)
-        x, y = examples.batch(slice(0, len(examples)))
-        return self.spec.restore(x), y
+        x, y, known = examples.batch(slice(0, len(examples)))
+        x = self.spec.restore(x)
+        return x if known is None else x.masked_fill(~known, math.nan), y
 
     @property
     def conditional(self) -> bool:
@@ -112,8 +115,7 @@ class Trained:
     @torch.no_grad()
     def encode(self, x: ArrayLike | Tensor, y: Any = None) -> Distribution:
         """Return q(z|x,c): batch [B], event [D]."""
-        x = self._x(x)
-        return self.vae.encode(x, self._y(y, len(x)))
+        return self.vae.encode(self._batch(x, y))
 
     @torch.no_grad()
     def decode(self, z: ArrayLike | Tensor, y: Any = None) -> Distribution:
@@ -152,7 +154,7 @@ class Trained:
         """
         if y is not None and not self.conditional:
             raise ValueError(f"y={y}: has no effect, this model is not conditional")
-        return self.vae.prior(self.vae.conditioning(self._y(y, self._count(y))))
+        return self.vae.prior(self._y(y, self._count(y)))
 
     def prior_sample(self, n: int, y: Any = None, *, temperature: float = 1.0) -> Tensor:
         """Return n draws of z from the prior, [n, D]."""
@@ -163,8 +165,8 @@ class Trained:
     def elbo(self, x: ArrayLike | Tensor, y: Any = None, *, samples: int = 1) -> Tensor:
         """Return the ELBO of each example [B], nats, from so many draws of z each; KL weight 1, no free bits."""
 
-        def terms(x: Tensor, y: Tensor | None) -> Tensor:
-            output = self.vae(x, y, samples)
+        def terms(batch: Batch) -> Tensor:
+            output = self.vae(batch, samples)
             return output.log_likelihood.mean(0) - output.kl.sum(-1)
 
         return self._in_batches(terms, x, y, samples)
@@ -174,8 +176,8 @@ class Trained:
         """Return log p(x|c) of each example [B], nats, by so many importance samples (Burda et al. 2016)."""
         rows = metrics.decodes_at_once(self.vae)
 
-        def estimate(x: Tensor, y: Tensor | None) -> Tensor:
-            log_w = self.vae.log_weights(x, y, samples, max(1, rows // len(x)))
+        def estimate(batch: Batch) -> Tensor:
+            log_w = self.vae.log_weights(batch, samples, max(1, rows // len(batch.x)))
             return torch.logsumexp(log_w, 0) - np.log(samples)
 
         return self._in_batches(estimate, x, y, 1)
@@ -203,20 +205,19 @@ class Trained:
     @torch.no_grad()
     def kl_by_dimension(self, x: ArrayLike | Tensor, y: Any = None) -> Tensor | None:
         """Return KL(q(z|x) ‖ p(z)) of each latent dimension [D], nats, the mean over examples; None if not known so."""
-        x = self._x(x)
-        kl = self.vae(x, self._y(y, len(x))).kl.mean(0)
+        kl = self.vae(self._batch(x, y)).kl.mean(0)
         return kl if len(kl) == self.latent_dim else None
 
     @property
     def latent_dim(self) -> int:
         """D, the dimensions of z."""
-        return sum(self.vae.layers(self.config.model.latent_dim))
+        return self.vae.latent_dim
 
     def _prior(self, n: int, y: Any, temperature: float) -> tuple[Tensor, Tensor | None]:
         if temperature < 0.0:
             raise ValueError(f"temperature={temperature}: at least 0 is allowed")
         labels = self._y(y, n)
-        prior = self.vae.prior(self.vae.conditioning(labels))
+        prior = self.vae.prior(labels)
         shape = () if prior.batch_shape else (n,)
         z = prior.sample(shape)
         if temperature != 1.0:
@@ -225,11 +226,15 @@ class Trained:
         return z, labels
 
     def _in_batches(self, f: Callable, x: ArrayLike | Tensor, y: Any, samples: int) -> Tensor:
+        batch = self._batch(x, y)
+        size = max(1, min(100, metrics.decodes_at_once(self.vae) // samples))
+        return torch.cat([f(batch.rows(slice(start, start + size))) for start in range(0, len(batch.x), size)])
+
+    def _batch(self, x: ArrayLike | Tensor, y: Any) -> Batch:
+        """Return examples as the model sees them; NaN is a missing value where it knows such."""
         x = self._x(x)
         labels = self._y(y, len(x))
-        size = max(1, min(100, metrics.decodes_at_once(self.vae) // samples))
-        parts_ = [slice(start, start + size) for start in range(0, len(x), size)]
-        return torch.cat([f(x[p], None if labels is None else labels[p]) for p in parts_])
+        return Batch(x.nan_to_num(0.0), labels, ~x.isnan()) if self.spec.missing else Batch(x, labels)
 
     def _tensor(self, value: ArrayLike | Tensor) -> Tensor:
         return torch.as_tensor(value).to(self.device, torch.float32)
@@ -241,12 +246,13 @@ class Trained:
             ValueError: another shape, or values beyond the range of the data.
         """
         given, shape = self._tensor(x), self.vae.shape
-        if len(given) == 0 or not bool(given.isfinite().all()):
+        finite = ~given.isinf() if self.spec.missing else given.isfinite()
+        if len(given) == 0 or not bool(finite.all()):
             raise ValueError("x is empty, or holds NaN or infinity")
         if given.shape[1:] != shape:
             one = "; of one example give x[None]" if given.shape == shape else ""
             raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed{one}")
-        low, high = float(given.min()), float(given.max())
+        low, high = float(given.nan_to_num(0.0).min()), float(given.nan_to_num(0.0).max())
         if self.bounded and (low < -SLACK or high > 1.0 + SLACK):
             whole = low >= 0.0 and high <= 255.0 and bool((given == given.round()).all())
             hint = "; divide by 255" if whole else ""

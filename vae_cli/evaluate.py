@@ -21,9 +21,9 @@ from vae_cli.disk import read_object, write
 from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
+    from vae_cli.config.commands import Evaluate
     from vae_cli.data import Dataset, Resident
     from vae_cli.report.console import Terminal
-    from vae_cli.schema import Evaluate
 
 
 class NotApplicable(Exception):

@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from vae_cli import errors
 from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
 from vae_cli.config import check, require_run
+from vae_cli.config.commands import Export
 from vae_cli.disk import whole, write
 from vae_cli.errors import CONF, UserError, first_line
 from vae_cli.output import say
-from vae_cli.schema import Export
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def _parts(model: Trained) -> dict[str, tuple[torch.nn.Module, tuple[torch.Tenso
     try:
         _ = model.encode(x, *labels).stddev
     except (NotImplementedError, AttributeError):
-        kind = type(model.vae.posterior).__name__
+        kind = type(model.vae.latent.posterior).__name__
         raise UserError(
             f"run={model.folder}: its posterior ({kind}) has no scale in closed form; gaussian and full_gaussian "
             "of one stochastic layer can be exported, and format=safetensors takes any weights"

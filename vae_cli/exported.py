@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vae_cli.api import Trained
+from vae_cli.batch import Batch
 
 
 class Encoder(nn.Module):
@@ -17,7 +18,7 @@ class Encoder(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Encode x [B, *shape]."""
         x, *labels = inputs
-        q = self.vae.encode(self.spec.standardize(x), *labels)
+        q = self.vae.encode(Batch(self.spec.standardize(x), *labels))
         return q.mean, q.stddev
 
 

@@ -18,7 +18,7 @@ from vae_cli.errors import UserError, one_line
 from vae_cli.interruption import RESUMABLE, Interrupted, deferred, heed_no_more
 
 if TYPE_CHECKING:
-    from vae_cli.schema import Config
+    from vae_cli.config.run import Config
 
 PAUSE = 1.0  # seconds in which torchrun ends a rank before it repeats what the first has said
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+from vae_cli.config.types import Betas, Momentum, NonNegative, Positive
 
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # parameters, their averages, squares, steps
 
@@ -24,11 +25,11 @@ class Adam(torch.optim.Adam):
     def __init__(
         self,
         params: Any,
-        lr: float,
-        betas: Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-8,
         *,
-        weight_decay: float,
+        lr: Positive,
+        betas: Betas,
+        eps: Positive,
+        weight_decay: NonNegative,
         fused: bool,
     ):
         super().__init__(
@@ -96,3 +97,19 @@ class AdamW(Adam):
 
     straight = torch._fused_adamw_
     decoupled = True
+
+
+class Adamax(torch.optim.Adamax):
+    """torch.optim.Adamax (Kingma & Ba 2015, algorithm 2)."""
+
+    def __init__(self, params: Any, *, lr: Positive, betas: Betas, eps: Positive, weight_decay: NonNegative):
+        super().__init__(params, lr, (betas[0], betas[1]), eps, weight_decay)
+
+
+class SGD(torch.optim.SGD):
+    """torch.optim.SGD, fused."""
+
+    def __init__(
+        self, params: Any, *, lr: Positive, momentum: Momentum, nesterov: bool, weight_decay: NonNegative, fused: bool
+    ):
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused)

@@ -21,10 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from vae_cli import errors
 from vae_cli.command import guarded, import_torch, own_folders, refuse_misused, told
 from vae_cli.config import check, check_part
+from vae_cli.config.commands import Pack
+from vae_cli.config.types import Part as Data
 from vae_cli.data.index import NAME, Index, Shard, read_index, write_index
 from vae_cli.disk import Unwritable, whole
 from vae_cli.errors import CONF, UserError
-from vae_cli.schema import Data, Pack
 
 if TYPE_CHECKING:
     import torch
@@ -109,9 +110,9 @@ def _splits(data: Data) -> Splits:
     for note in splits.notes:
         print(f"warning: {note}", file=sys.stderr)
     if isinstance(splits.train, Feed):
-        raise UserError(f"data={name_of(data)}: a stream has no examples to choose from; data.streaming=false, "
+        raise UserError(f"data={name_of('data', data)}: a stream has no examples to choose from; data.streaming=false, "
                         "or another source is allowed")  # fmt: skip
-    return limited(data, splits)
+    return limited(splits, data.limit, data.limit_train, data.seed)
 
 
 def _parts(splits: Splits) -> dict[str, Examples]:

@@ -24,7 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vae_cli import ranks
+from vae_cli import randomness, ranks
+from vae_cli.batch import JOINT
 from vae_cli.errors import UserError
 from vae_cli.interruption import ending
 from vae_cli.liveness import Watch
@@ -53,6 +54,13 @@ def start(device: torch.device) -> None:
         store = None if agent is None else dist.PrefixStore(name, agent)
         dist.init_process_group(backend, store=store, rank=ranks.rank(), world_size=ranks.count())
         _watch.meet(dist.PrefixStore(f"{name}/life", _client()))
+    _share_batches()
+
+
+def _share_batches() -> None:
+    """Let means and draws of a batch be those of all ranks' rows, as many ranks as there are now."""
+    JOINT.mean, JOINT.gather, JOINT.alone = mean, gather, count() == 1
+    randomness.share(rank(), count())
 
 
 def _meeting(store: Any) -> str:
@@ -123,6 +131,7 @@ def _end() -> None:
         wrapper.reducer = wrapper.logger = wrapper.process_group = None
     if dist.is_initialized():
         dist.destroy_process_group()
+    _share_batches()
     gc.collect()
 
 

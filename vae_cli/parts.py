@@ -9,20 +9,27 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.modules.module import register_module_buffer_registration_hook as buffer_registered
 from torch.nn.modules.module import register_module_parameter_registration_hook as parameter_registered
 
 from vae_cli import checkpoint
-from vae_cli.config import PATHS, completed, differing, require_run, stays, stored, validate
+from vae_cli.config import PATHS, differing, require_run, stays, stored, validate
+from vae_cli.config.options import SHARED, targets
+from vae_cli.config.run import Config
+from vae_cli.config.signatures import signature
+from vae_cli.config.trust import command, foreign
+from vae_cli.config.types import Part
 from vae_cli.data import Dataset, Resident, Spec, load
 from vae_cli.disk import SETTINGS
 from vae_cli.errors import UserError, first_line, suggest
-from vae_cli.schema import OPTIONS, Config, Part, command, foreign
-from vae_cli.vae import VAE, Encoder
+from vae_cli.latent import Encoder, Latent
+from vae_cli.likelihood.support import Support
+from vae_cli.vae import VAE
 
 Trust = bool | Sequence[str]
 Places = str | Mapping[str, str] | None
@@ -57,7 +64,8 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
     """
     kind = find(group, part)
     named = inspect.signature(kind).parameters
-    given = {key: value for key, value in part.arguments.items() if key not in offered or key in named}
+    shared = signature(SHARED[group]).parameters if group in SHARED else {}
+    given = {key: value for key, value in part.settings.items() if key in named or key not in {**shared, **offered}}
     arguments = {key: value for key, value in offered.items() if key in named} | given
     if unknown := [key for key in given if key not in named]:
         allowed = ", ".join(f"{group}.{name}" for name in named if name not in offered)
@@ -74,47 +82,58 @@ def assemble(group: str, part: Part, **offered: Any) -> Any:
 def load_dataset(config: Config) -> Dataset:
     """Load the data of a configuration, split and checked against its likelihood."""
     source = assemble("data", config.data)
-    support = getattr(find("likelihood", config.likelihood), "support", "real")
-    return load(config.data, source, support=support, likelihood=name_of(config.likelihood))
+    every = signature(SHARED["data"]).parameters
+    settings = {key: value for key, value in config.data.settings.items() if key in every}
+    support = getattr(find("likelihood", config.likelihood), "support", None)
+    if not isinstance(support, Support):
+        raise UserError(f"likelihood={config.likelihood.target}: its `support` is a vae_cli.likelihood.support.Support")
+    return load(source, support=support, option=name_of("likelihood", config.likelihood), **settings)
 
 
 def build(config: Config, spec: Spec) -> VAE:
     """Build the model of a configuration for data of that kind, with fresh weights."""
-    latent_dim = config.model.latent_dim
-    likelihood = assemble(
-        "likelihood", config.likelihood, levels=spec.levels, shape=spec.shape, center=spec.center, spread=spec.spread
-    )
+    latent_dim, kind = config.model.latent_dim, cast(Any, find("latent", config.latent))
     conditioning = assemble("conditional", config.conditional, classes=spec.classes, attributes=spec.attributes)
+    likelihood = assemble(
+        "likelihood", config.likelihood, levels=spec.levels, shape=spec.shape, condition_dim=conditioning.dim,
+        center=spec.center, spread=spec.spread,
+    )  # fmt: skip
     model = assemble(
         "model",
         config.model,
         shape=spec.shape,
-        latent_dim=latent_dim,
+        shown=likelihood.shown_shape(spec.shape, missing=spec.missing),
+        latent_shape=_called(kind.decoded_shape, latent_dim=latent_dim, **config.latent.settings),
         condition_dim=conditioning.dim,
         outputs=likelihood.outputs,
     )
-    posterior = assemble("posterior", config.posterior, features=model.features, latent_dim=latent_dim)
-    prior = assemble(
-        "prior",
-        config.prior,
+    facts = {"condition_dim": conditioning.dim, "shape": spec.shape, "low": spec.low, "high": spec.high}
+
+    def prior(latent: Latent, **more: Any) -> Any:
+        return assemble("prior", config.prior, encoder=Encoder(model, likelihood.shown, latent), **facts, **more)
+
+    latent = assemble(
+        "latent",
+        config.latent,
+        model=model,
         latent_dim=latent_dim,
-        condition_dim=conditioning.dim,
-        encoder=Encoder(model, posterior, likelihood),
-        shape=spec.shape,
-        low=spec.low,
-        high=spec.high,
+        posterior=partial(assemble, "posterior", config.posterior),
+        prior=prior,
     )
-    if hasattr(model, "hierarchy"):
-        posterior, prior = model.hierarchy(posterior, prior)
     return VAE(
         model=model,
-        posterior=posterior,
-        prior=prior,
+        latent=latent,
         likelihood=likelihood,
         conditioning=conditioning,
         shape=spec.shape,
-        log_volume=spec.log_volume,
+        log_std=spec.log_std,
     )
+
+
+def _called(function: Callable[..., Any], **offered: Any) -> Any:
+    """Call a function with those of the offered arguments that it names."""
+    named = inspect.signature(function).parameters
+    return function(**{key: value for key, value in offered.items() if key in named})
 
 
 @dataclass(frozen=True)
@@ -217,8 +236,9 @@ def _no_larger_than(weights: dict[str, Any]) -> Iterator[None]:
 
 def own_parts(config: Config) -> list[str]:
     """Return the parts of a configuration that are not vae_cli's own, each as group=name."""
-    parts = {name: getattr(config, name) for name in Config.model_fields if isinstance(getattr(config, name), Part)}
-    return [f"{name}={name_of(part)}" for name, part in parts.items() if part.target not in OPTIONS[name]]
+    return [
+        f"{group}={name_of(group, part)}" for group, part in config.parts.items() if part.target not in targets(group)
+    ]
 
 
 def told_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
@@ -237,7 +257,7 @@ def refuse_others(path: Path, state: dict[str, Any], config: Config) -> None:
     Raises:
         UserError: names it.
     """
-    for key, (then, now) in differing(completed(state.get("config", config.plain)), config.plain).items():
+    for key, (then, now) in differing(state.get("config", config.plain), config.plain).items():
         if stays(key):
             raise UserError(f"{path}: of another run, which had {key}={then}; this one has {now}")
 
@@ -293,6 +313,6 @@ def split_of(dataset: Dataset, split: str, device: torch.device, seed: int) -> R
     return found
 
 
-def name_of(part: Part) -> str:
-    """Return the name of the class or function that a part is."""
-    return part.target.rsplit(".", 1)[-1]
+def name_of(group: str, part: Part) -> str:
+    """Return the name of the option that a part is; of a user's own, that of its class or function."""
+    return targets(group).get(part.target) or part.target.rsplit(".", 1)[-1]

@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli import parallel
-
 _own_rows = False
+_rank, _ranks = 0, 1  # this process's place among those that share a batch
+
+
+def share(rank: int, ranks: int) -> None:
+    """Say which rows of a batch are this process's: those of one rank of so many."""
+    global _rank, _ranks
+    _rank, _ranks = rank, ranks
 
 
 def seed_everything(seed: int) -> None:
@@ -69,7 +74,7 @@ def own_rows() -> Iterator[None]:
     belongs to the example, not to the rank, and a checkpoint is the same file whatever the number of ranks.
     """
     global _own_rows
-    before, _own_rows = _own_rows, parallel.count() > 1
+    before, _own_rows = _own_rows, _ranks > 1
     try:
         yield
     finally:
@@ -87,8 +92,8 @@ def rows(draw: Callable[[Sequence[int]], Tensor], shape: Sequence[int], axis: in
     if not _own_rows:
         return draw(shape)
     whole, own = list(shape), shape[axis]
-    whole[axis] *= parallel.count()
-    return draw(whole).narrow(axis, parallel.rank() * own, own)
+    whole[axis] *= _ranks
+    return draw(whole).narrow(axis, _rank * own, own)
 
 
 def normal(shape: Sequence[int], like: Tensor) -> Tensor:

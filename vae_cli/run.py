@@ -15,18 +15,18 @@ import torch
 
 from vae_cli import checkpoint, diagnosis, metrics, parallel
 from vae_cli.config import flat, refuse_without_validation
+from vae_cli.config.run import Config
 from vae_cli.data import Dataset, Resident
 from vae_cli.disk import refuse_links
 from vae_cli.errors import UserError, first_line
 from vae_cli.lock import locked
 from vae_cli.machine import flushing, memory_told, prepare_compiler, set_up
-from vae_cli.objective import Objective
+from vae_cli.objective import Objective, Penalty
 from vae_cli.output import shell_assignment
 from vae_cli.parts import about_data, assemble, build, changed, load_dataset, name_of, own_parts, refuse_others, told_of
 from vae_cli.pruning import MedianRule
 from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter, Silent, page
-from vae_cli.schema import Config
 from vae_cli.trainer import Trainer, choose_device, epoch_length
 from vae_cli.vae import VAE
 
@@ -88,12 +88,12 @@ def _train(
         dataset = load_dataset(config)
     _refuse_ranks_of_other_data(dataset)
     if dataset.valid is None:
-        refuse_without_validation(config, f"data={name_of(config.data)}, which has no validation split here")
+        refuse_without_validation(config, f"data={name_of('data', config.data)}, which has no validation split here")
     seed_everything(config.seed)
     vae = build(config, dataset.spec).to(device)
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
     if vae.wants_examples and not resume:
-        vae.initialize(*dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
+        vae.initialize(dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
     objective = _objective(config, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
@@ -153,17 +153,17 @@ def _probe(vae: VAE, objective: Objective, dataset: Dataset, config: Config, dev
     """Pass two examples through parts of a user's own, so that a mistake in them is told before training."""
     if not (own := ", ".join(own_parts(config))):
         return
-    x, y = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
+    batch = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
     try:
         with metrics.undisturbed(vae):
-            found = list(vae(x, y).log_likelihood.shape)
-            mean = list(vae.sample(2, y).shape)
-            terms = objective(vae, x, y, weight=1.0)
+            found = list(vae(batch).log_likelihood.shape)
+            mean = list(vae.sample(2, batch.y).shape)
+            terms = objective(vae, batch, Penalty())
             if missing := set(objective.extra) - set(terms.extra):
                 raise KeyError(f"its extra term {missing.pop()} is not returned by its loss")
     except Exception as error:
         raise UserError(f"{own}: fails on two examples ({type(error).__name__}: {first_line(error)})") from error
-    for what, shape, wanted in (("log_prob(x)", found, [1, len(x)]), ("mean", mean, [2, *dataset.spec.shape])):
+    for what, shape, wanted in (("log_prob(x)", found, [1, len(batch.x)]), ("mean", mean, [2, *dataset.spec.shape])):
         if shape != wanted:
             raise UserError(f"{own}: p(x|z).{what} has shape {shape} for two examples; {wanted} is allowed")
 
@@ -274,8 +274,8 @@ def _introduce(
     )
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
-        f"{name_of(config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of(config.model)}, "
-        f"{config.model.latent_dim} latent dimensions, {count:,} parameters | {name_of(config.likelihood)} | "
+        f"{name_of('data', config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of('model', config.model)}, "
+        f"{vae.latent_dim} latent dimensions, {count:,} parameters | {name_of('likelihood', config.likelihood)} | "
         f"{trainer.how} | {trainer.total:,} steps of {trainer.batch_size}{start} "
         f"| {folder}"
     )
@@ -342,7 +342,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
         reporter.line(f"{told}; vae-eval run={os.path.relpath(reporter.folder)} spares nothing")
     for line in diagnosis.warnings(reporter.history(), trainer.kl.settled):
         reporter.warn(line)
-    x, _ = shown.part(max(1, SEEN // spec.size)).batch(slice(None))
+    x = shown.part(max(1, SEEN // spec.size)).batch(slice(None)).x
     if worse := metrics.worse_than_no_model(shown_result, shown_split, spec, vae.likelihood, x):
         reporter.warn(worse)
     settings = flat(config.plain)
@@ -351,9 +351,9 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     reporter.finish(summary, settings, trainer.step, note)
     reporter.attempt("figures", lambda: reporter.figures(vae, shown, shown_result))
     reporter.attempt("the Projector's codes", lambda: reporter.codes(trainer.step, vae, shown))
-    title = f"{name_of(config.model)} on {name_of(config.data)}"
+    title = f"{name_of('model', config.model)} on {name_of('data', config.data)}"
     dimensions = f"{config.model.latent_dim} latent dimension{'s' if config.model.latent_dim > 1 else ''}"
-    about = f"{name_of(config.likelihood)}, {dimensions}; {shown_split} examples, {note}"
+    about = f"{name_of('likelihood', config.likelihood)}, {dimensions}; {shown_split} examples, {note}"
     heading = page.Heading(title, about, shown_split, summary, settings)
     reporter.attempt("report.html", lambda: reporter.page(vae, shown, shown_result, heading))
     reporter.conclude(summary)

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_cli import parallel, randomness
+from vae_cli.batch import Batch
+from vae_cli.config.run import Trainer as TrainerSettings
 from vae_cli.data import Resident
 from vae_cli.errors import UserError, first_line
-from vae_cli.objective import Objective, Terms
+from vae_cli.kl import Constant
+from vae_cli.objective import Objective, Penalty, Terms
 from vae_cli.optimizer import Adam
-from vae_cli.schedule import Constant
-from vae_cli.schema import Trainer as TrainerSettings
 from vae_cli.vae import VAE
 
 TRACKED = ("loss", "elbo", "reconstruction", "kl")
@@ -43,12 +44,12 @@ class Loss(torch.nn.Module):
         self.vae, self.objective, self.free_bits = vae, objective, free_bits
         self.terms: Callable[..., Terms] = torch.compile(Loss._terms) if compiled else Loss._terms
 
-    def forward(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
-        """Return the terms of x [B, *shape] and labels y under a KL weight [] and a KL target [] or None."""
-        return self.terms(self, x, y, weight, target)
+    def forward(self, batch: Batch, weight: Tensor, target: Tensor | None) -> Terms:
+        """Return the terms of a batch under a KL weight [] and a KL target [] or None."""
+        return self.terms(self, batch, weight, target)
 
-    def _terms(self, x: Tensor, y: Tensor | None, weight: Tensor, target: Tensor | None) -> Terms:
-        return self.objective(self.vae, x, y, weight=weight, free_bits=self.free_bits, target=target)
+    def _terms(self, batch: Batch, weight: Tensor, target: Tensor | None) -> Terms:
+        return self.objective(self.vae, batch, Penalty(weight, self.free_bits, target))
 
 
 class Step:
@@ -86,7 +87,8 @@ class Step:
         self.weight = torch.zeros((), device=self.device)
         self.target = None if kl.target(0.0) is None else torch.zeros((), device=self.device)
         self.share = torch.zeros((), device=self.device)  # of the new weights in the average
-        self.tracked = (*TRACKED, *objective.extra)
+        self.extra = (*objective.extra, *vae.latent.extra)
+        self.tracked = (*TRACKED, *self.extra)
         self.sums = torch.zeros(len(self.tracked), device=self.device)
         self.each_sum = list(self.sums.unbind())
         self.summed = 0
@@ -109,7 +111,7 @@ class Step:
             "this objective": self.objective.joins,
             "kl.free_bits": self.kl.free_bits > 0.0,
             "a target of the KL": self.target is not None,
-            "likelihood.scale=optimal": getattr(self.vae.likelihood, "scale", None) == "optimal",
+            "likelihood.scale=optimal": self.vae.likelihood.joins,
         }
         if found := [name for name, joins in joining.items() if joins]:
             raise UserError(
@@ -195,12 +197,12 @@ class Step:
         With the last part, ranks share their sums.
         """
         with randomness.own_rows():
-            x, y = self.data.batch(index)
+            batch = self.data.batch(index)
         with nullcontext() if last or parallel.count() == 1 else self.loss.no_sync():  # type: ignore[operator]
-            terms = self.loss(x, y, self.weight, self.target)
+            terms = self.loss(batch, self.weight, self.target)
             (terms.loss / parts if parts > 1 else terms.loss).backward()
         found = [getattr(terms, name).detach() for name in TRACKED]
-        found += [terms.extra[name].detach() for name in self.objective.extra]
+        found += [terms.extra[name].detach() for name in self.extra]
         return found if parts == 1 else [term / parts for term in found]
 
     @torch.no_grad()

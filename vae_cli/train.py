@@ -28,7 +28,7 @@ from vae_cli.lock import Busy, wait
 from vae_cli.output import number, quoted, say, shell_assignment
 
 if TYPE_CHECKING:
-    from vae_cli.schema import Config
+    from vae_cli.config.run import Config
 
 FORCED = "++"  # before a setting: Hydra takes it whether the chosen options have it or not
 
@@ -320,7 +320,7 @@ def _record(folder: Path, settings: dict[str, Any]) -> None:
 def _settings(composed: DictConfig) -> dict[str, Any]:
     """Return plain settings, their interpolations resolved and their paths absolute: a run goes on from anywhere."""
     from vae_cli.config import PATHS
-    from vae_cli.schema import COMMAND
+    from vae_cli.config.types import COMMAND
 
     content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
@@ -336,7 +336,7 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
     from vae_cli.config import MUST_STAY, stays, stored
-    from vae_cli.schema import command
+    from vae_cli.config.trust import command
 
     settings = stored(folder)
     if key := command(settings["data"]):
@@ -364,7 +364,7 @@ def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
 
 def _find_own_parts(settings: dict[str, Any]) -> None:
     """Make modules beside a --config-dir importable, and refuse foreign parts where none was given."""
-    from vae_cli.schema import foreign
+    from vae_cli.config.trust import foreign
 
     own = own_folders()
     for group, content in settings.items():

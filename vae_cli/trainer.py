@@ -14,15 +14,16 @@ from torch import Tensor
 
 from vae_cli import metrics, parallel, randomness
 from vae_cli.checkpoint import count_in
+from vae_cli.config.run import Trainer as TrainerSettings
+from vae_cli.config.types import parse_interval
 from vae_cli.data import Dataset
 from vae_cli.errors import UserError
 from vae_cli.interruption import SIGNALS, Interruption
+from vae_cli.kl import Constant
+from vae_cli.lr_schedule import ConstantLR
 from vae_cli.objective import Objective
 from vae_cli.ranks import local_rank
 from vae_cli.report import Reporter, Silent
-from vae_cli.schedule import Constant, ConstantLR
-from vae_cli.schema import Trainer as TrainerSettings
-from vae_cli.schema import every
 from vae_cli.step import Step
 from vae_cli.vae import VAE
 
@@ -92,6 +93,7 @@ class Trainer:
         self.stepper = Step(
             vae=vae, objective=objective, optimizer=optimizer, kl=kl, data=self.train, settings=settings
         )
+        self.scheduled: list[Any] = [part for part in vae.modules() if hasattr(part, "at_epoch")]
         self.lr = [group["lr"] for group in optimizer.param_groups]
         self.step, self.seconds, self.saved = 0, 0.0, time.monotonic()
         self.best: dict[str, Any] | None = None
@@ -201,13 +203,15 @@ class Trainer:
             for k in range(1, len(left)):
                 after = left[k]
                 for part in after:
-                    self.train.expect(part)
+                    self.train.prefetch(part)
                 yield index
                 index = after
             yield index
 
     def _update(self, index: Tensor) -> None:
         """Take one step under the schedules of now. Nothing here waits for the device."""
+        for part in self.scheduled:
+            part.at_epoch(self.epoch)
         factor = self.lr_schedule.factor(self.epoch + 0.5 / self.steps_per_epoch)
         self.stepper(
             index,
@@ -296,7 +300,7 @@ class Trainer:
         """Return the number that the best weights are chosen by: the same on every rank."""
         valid = self.valid
         assert valid is not None
-        return parallel.by_first(lambda: self.objective.score(self.evaluated, valid, result))
+        return parallel.by_first(lambda: metrics.score(self.objective, self.evaluated, valid, result))
 
     def _best(self, score: float) -> dict[str, Any]:
         weights = {name: value.detach().clone() for name, value in self.evaluated.state_dict().items()}
@@ -416,7 +420,7 @@ def refuse_uneven(batch: int, parts: int, ranks: int) -> None:
 def pace_of_checkpoints(settings: TrainerSettings) -> tuple[float, str]:
     """Return how much of what passes between two checkpoints; where a run may go back to one, not by the clock."""
     by_itself = "1000 steps" if settings.on_nan == "rollback" else "1 minute"
-    return every(by_itself if settings.checkpoint_every == "auto" else settings.checkpoint_every)
+    return parse_interval(by_itself if settings.checkpoint_every == "auto" else settings.checkpoint_every)
 
 
 def epoch_length(settings: TrainerSettings, n: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,8 @@ class VAE(nn.Module):
         likelihood: decoder outputs → p(x|z,c).
         conditioning: labels → condition.
         shape: of one example.
-        log_std: log of what each element of standardised data was divided by [*shape]; None where they were not. log
-            p(x) is then that of the data's own values.
+        log_std: log of what each element of standardised data was divided by [D]; empty where they were not. log p(x)
+            is then that of the data's own values.
     """
 
     log_std: Tensor | None
@@ -58,7 +59,7 @@ class VAE(nn.Module):
         likelihood: Any,
         conditioning: nn.Module,
         shape: tuple[int, ...],
-        log_std: Tensor | None = None,
+        log_std: Sequence[float] = (),
     ):
         super().__init__()
         self.model: Any
@@ -66,8 +67,9 @@ class VAE(nn.Module):
         self.likelihood: Any
         self.model, self.latent = model, latent
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
-        self.register_buffer("log_std", log_std, persistent=False)
-        self.log_volume = 0.0 if log_std is None else float(log_std.double().sum())
+        self.log_volume = sum(log_std)
+        own = torch.tensor(log_std).view(self.shape) if log_std else None
+        self.register_buffer("log_std", own, persistent=False)
         self.encoder = Encoder(model, likelihood.shown, latent)
 
     @property
@@ -153,7 +155,7 @@ class VAE(nn.Module):
         """Return means (or else draws) of p(x|z,c) [n, *shape] for n draws of z from the prior; y holds n labels."""
         c = self.conditioning(y)
         p = self.decode_given(self.latent.generate(n, c), c)
-        return p.mean if mean else p.sample()
+        return self.likelihood.picture(p) if mean else p.sample()
 
     def decode_given(self, z: Tensor, c: Tensor | None) -> Distribution:
         """Return p(x|z,c), batch [..., B], event `shape`, for z [..., B, D] and conditions c [B, C]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import yaml
@@ -58,7 +58,7 @@ def check_part(group: str, raw: Mapping[str, Any]) -> Any:
     return check(schema(group, target), content, f"{group}.")
 
 
-@lru_cache(maxsize=None)
+@cache
 def schema(group: str, target: str) -> type[Part]:
     """Return the typed settings of a part: those that its signature names, and those that its whole group has."""
     own = signature(target)

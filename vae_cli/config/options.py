@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from vae_cli.errors import CONF
@@ -17,9 +17,9 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "data": (),
     "model": ("shape", "shown", "latent_shape", "condition_dim", "outputs"),
     "latent": ("model", "latent_dim", "posterior", "prior"),
-    "likelihood": ("shape", "levels", "condition_dim"),
-    "prior": ("latent_dim", "condition_dim", "encoder", "shape", "low", "high"),
-    "posterior": ("head", "latent_dim"),
+    "likelihood": ("shape", "levels", "condition_dim", "center", "spread"),
+    "prior": ("latent_dim", "classes", "condition_dim", "encoder", "shape", "low", "high"),
+    "posterior": ("head", "latent_dim", "classes"),
     "objective": ("latent_dim", "examples"),
     "kl": (),
     "conditional": ("classes", "attributes"),
@@ -29,10 +29,10 @@ OFFERED: dict[str, tuple[str, ...]] = {
 }
 # Settings that every option of a group has: those of this signature, beside its own.
 SHARED = {"data": "vae_cli.data.dataset.load", "model": "vae_cli.model.base.settings"}
-NOT_SETTINGS = ("source", "likelihood")  # what else `load` is given
+NOT_SETTINGS = ("source", "support", "option")  # what else `load` is given
 
 
-@lru_cache(maxsize=None)
+@cache
 def targets(group: str) -> dict[str, str]:
     """Return the target of each of our options of a group, and the (first) name of the option."""
     found: dict[str, str] = {}

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,7 @@ class Signature:
     closed: bool = False
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature(target: str) -> Signature:
     """Return the signature of a class or function `package.module.Name`; an open one where its source is not found."""
     found = _find(target)
@@ -109,7 +110,7 @@ class _Module:
         return ".".join(filter(None, [above if node.level else "", node.module, alias.name]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str) -> _Module | None:
     for root in (str(ROOT), *sys.path):
         stem = Path(root or ".", *name.split("."))
@@ -145,12 +146,12 @@ def _with_bases(module: _Module, node: ast.ClassDef, depth: int = DEPTH) -> Iter
         if name.rpartition(".")[2] in ("Module", "ABC", "object", "Generic", "Protocol"):
             continue
         if (local := module.defined(name)) is not None:
-            found: Any = (module, local)
+            found: tuple[_Module, Any] | None = (module, local)
         else:
             head, dot, rest = name.partition(".")
             found = _find(f"{module.imported(head) or head}{dot}{rest}")
         if found is not None and isinstance(found[1], ast.ClassDef):
-            yield from _with_bases(*found, depth - 1)
+            yield from _with_bases(found[0], found[1], depth - 1)
 
 
 def _init(node: ast.ClassDef) -> ast.FunctionDef | None:
@@ -181,12 +182,8 @@ def _facts(node: ast.ClassDef) -> dict[str, Any]:
     """Return the facts that a class states, plain values all."""
     found = {}
     for each in node.body:
-        targets = each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
-        value = getattr(each, "value", None)
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in FACTS and value is not None:
-                try:
-                    found[target.id] = ast.literal_eval(value)
-                except ValueError:
-                    continue
+        named = each.targets[0] if isinstance(each, ast.Assign) else getattr(each, "target", None)
+        if isinstance(named, ast.Name) and named.id in FACTS and getattr(each, "value", None) is not None:
+            with suppress(ValueError):
+                found[named.id] = ast.literal_eval(each.value)  # type: ignore[attr-defined]
     return found

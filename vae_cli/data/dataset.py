@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vae_cli import schema
+from vae_cli.config.types import Amount, Count, Seed
 from vae_cli.data import pixels
 from vae_cli.data.cache import empty
 from vae_cli.data.examples import Examples, Feed, Splits, carve
 from vae_cli.data.resident import Resident, place
 from vae_cli.data.stream import Stream
 from vae_cli.errors import UserError
+from vae_cli.likelihood.support import Support
 
 WATCHED = 64  # examples of each split that are compared when a run finds its data again
-SUPPORTS = ("binary", "unit", "levels", "real")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Spec:
     center: tuple[float, ...] | None = None  # [D] mean of each element of unbounded data that keep their own units
     spread: tuple[float, ...] | None = None  # [D] and its standard deviation
     features: tuple[str, ...] | None = None  # [D] the names of the elements, where they have any
+    missing: bool = False  # whether elements may be missing (NaN where they are stored)
 
     @property
     def classes(self) -> int | None:
@@ -61,7 +62,12 @@ class Spec:
     @property
     def log_volume(self) -> float:
         """Σ log std: what a log-density of standardised values exceeds that of the data's own values by, nats."""
-        return sum(math.log(std) for std in self.std or ())
+        return sum(self.log_std)
+
+    @property
+    def log_std(self) -> tuple[float, ...]:
+        """log of what each element was divided by, [D]; empty where data were not standardised."""
+        return tuple(math.log(std) for std in self.std or ())
 
     def standardize(self, x: Tensor) -> Tensor:
         """Return examples [..., *shape] in their own units as training saw them."""
@@ -133,70 +139,114 @@ class Dataset:
         transform = pixels.transform(kind, levels)
         if isinstance(examples, Feed):
             return Stream(examples, transform, device, resident)
-        return place(examples, transform, device, resident)
+        return place(examples, transform, device, resident, missing=self.spec.missing)
 
     def fixed_train(self, device: torch.device, most: int, seed: int) -> Resident:
         """Return `most` training examples as an evaluation sees them: every random draw made once."""
-        part = fix(self.train.some(most, seed), self.kind, self.levels, seed)
-        return place(part, pixels.transform("scale", self.spec.levels), device)
+        part = fix(self.train.some(most, seed), self.kind, self.levels, seed, missing=self.spec.missing)
+        return place(part, pixels.transform("scale", self.spec.levels), device, missing=self.spec.missing)
 
 
-def load(part: schema.Data, source: Splits, *, support: str, likelihood: str) -> Dataset:
-    """Split a source by its settings and make it fit the support (binary, unit, levels or real) of a likelihood."""
-    splits = limited(part, carve(source, valid=part.valid or 0, test=part.test, seed=part.seed))
-    if support not in SUPPORTS:
-        raise UserError(f"likelihood={likelihood}: its support is {support!r}; {', '.join(SUPPORTS)} are allowed")
-    described = replace(_describe(splits), features=splits.features)
-    splits, raw = _standardize(part, splits, described, support)
-    kind, spec = _choose(part, raw, support)
-    _check_support(spec, support, likelihood)
+def load(
+    source: Splits,
+    *,
+    support: Support,
+    option: str,
+    binarize: Literal["auto", "dynamic", "static", "threshold", "none"],
+    dequantize: bool,
+    standardize: bool | Literal["auto"],
+    valid: Amount | None,
+    limit: Count | None,
+    limit_train: Count | None,
+    missing: Literal["refused", "observed"],
+    seed: Seed,
+    test: Amount | None = None,
+) -> Dataset:
+    """Split a source and make it fit the support of a likelihood; `option` is the likelihood's name.
+
+    The settings are those that every option of data has: see conf/train.yaml. `test` is absent where the source brings
+    its own test split.
+
+    Raises:
+        UserError: the source and its settings, or the likelihood, do not fit.
+    """
+    splits = limited(carve(source, valid=valid or 0, test=test, seed=seed), limit, limit_train, seed)
+    if missing == "observed":
+        _refuse_empty(splits)
+    described = replace(_describe(splits), features=splits.features, missing=missing == "observed")
+    splits, raw = _standardize(standardize, splits, described, support)
+    kind, spec = _choose(binarize, dequantize, raw, support)
+    _check_support(spec, support, option)
     once = {"static": "bernoulli", "threshold": "threshold"}.get(kind)
     train = splits.train
     if once is not None:
         if isinstance(train, Feed):
             raise UserError(f"data.binarize={kind}: draws once, and a stream keeps nothing; dynamic or none is allowed")
-        train = fix(train, once, raw.levels, part.seed)
-    valid, test = (
-        each and fix(each, once or kind, raw.levels, part.seed + k)
+        train = fix(train, once, raw.levels, seed, missing=raw.missing)
+    valid_part, test_part = (
+        each and fix(each, once or kind, raw.levels, seed + k, missing=raw.missing)
         for k, each in enumerate((splits.valid, splits.test), start=1)
     )
     how = kind if kind in ("bernoulli", "static", "threshold") else None
     taken = {(True, True): "real values", (True, False): "grey levels"}.get((splits.whole, raw.levels is None))
     kind, levels = ("scale", 2) if once else (kind, raw.levels)
-    return Dataset(spec, train, valid, test, levels, kind, how, taken, splits.notes)
+    return Dataset(spec, train, valid_part, test_part, levels, kind, how, taken, splits.notes)
 
 
-def limited(part: schema.Data, splits: Splits) -> Splits:
+def limited(splits: Splits, limit: int | None, limit_train: int | None, seed: int) -> Splits:
     """Return splits of `limit` examples each at most, and of `limit_train` training examples, drawn at random."""
-    every = math.inf if part.limit is None else part.limit
-    train = min(every, math.inf if part.limit_train is None else part.limit_train)
+    every = math.inf if limit is None else limit
+    train = min(every, math.inf if limit_train is None else limit_train)
     wanted = {"train": train, "valid": every, "test": every}
     chosen = {
-        split: getattr(splits, split).some(int(most), part.seed)
+        split: getattr(splits, split).some(int(most), seed)
         for split, most in wanted.items()
         if most < math.inf and getattr(splits, split) is not None
     }
     return replace(splits, **chosen)
 
 
+def _refuse_empty(splits: Splits) -> None:
+    """Refuse missing values where they cannot be, and rows or columns without a single value."""
+    if not isinstance(splits.train, Examples) or not isinstance(splits.train.x, Tensor) or not _is_real(splits):
+        raise UserError("data.missing=observed: has no effect on grey levels and streams; it is for real values")
+    for name in ("train", "valid", "test"):
+        part = getattr(splits, name)
+        empty_rows = [] if part is None else part.x.isnan().flatten(1).all(1).nonzero().flatten().tolist()
+        if empty_rows:
+            raise UserError(
+                f"data.missing=observed: {len(empty_rows)} {name} examples hold no value, the first is row "
+                f"{empty_rows[0]} of them; rows with at least one are allowed"
+            )
+    columns = splits.train.x.isnan().flatten(1).all(0).nonzero().flatten().tolist()
+    if columns:
+        shown = splits.features[columns[0]] if splits.features else f"column {columns[0]}"
+        raise UserError(f"data.missing=observed: {shown} has no value in any training example; leave it out")
+
+
+def _is_real(splits: Splits) -> bool:
+    return splits.train.dtype != torch.uint8
+
+
 def _means(examples: Examples) -> list[float]:
     """Return the mean of each of WATCHED examples, and of its labels, all evenly apart."""
     some = examples[torch.linspace(0, len(examples) - 1, min(WATCHED, len(examples))).long()]
     parts = [some.x[:]] + ([] if some.y is None else [some.y])
-    return [mean for part in parts for mean in part.double().reshape(len(part), -1).mean(1).tolist()]
+    return [mean for part in parts for mean in part.double().reshape(len(part), -1).nanmean(1).tolist()]
 
 
-def fix(examples: Examples, kind: str, levels: int | None, seed: int) -> Examples:
+def fix(examples: Examples, kind: str, levels: int | None, seed: int, *, missing: bool = False) -> Examples:
     """Apply a transform once and for all, with its own seed; binary results are stored as uint8."""
     if kind == "scale":
         return examples
-    x = empty(examples.x.shape, torch.float32 if kind == "dequantize" else torch.uint8)
+    holes = examples.x.isnan() if missing and isinstance(examples.x, Tensor) else None
+    x = empty(examples.x.shape, torch.float32 if kind == "dequantize" or missing else torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for start in range(0, len(x), 4096):
             part = slice(start, start + 4096)
             x[part] = pixels.transform(kind, levels)(examples.x[part])
-    return Examples(x, examples.y)
+    return Examples(x if holes is None else x.masked_fill(holes, math.nan), examples.y)
 
 
 def _describe(splits: Splits) -> Spec:
@@ -210,13 +260,13 @@ def _describe(splits: Splits) -> Spec:
     return Spec(train.shape, splits.levels, 0.0, 1.0, splits.names, train.attributes)
 
 
-def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> tuple[Splits, Spec]:
+def _standardize(standardize: bool | str, splits: Splits, raw: Spec, support: Support) -> tuple[Splits, Spec]:
     """Give each element of real-valued data mean 0 and variance 1 over the training examples, where that is asked.
 
     Unbounded data that are to keep their own units are described by these means and standard deviations instead.
     """
-    unbounded = raw.levels is None and not raw.unit and support == "real"
-    wanted = unbounded if part.standardize == "auto" else part.standardize
+    unbounded = raw.levels is None and not raw.unit and support.standardize
+    wanted = unbounded if standardize == "auto" else bool(standardize)
     if not wanted and not unbounded:
         return splits, raw
     if raw.levels is not None:
@@ -231,7 +281,7 @@ def _standardize(part: schema.Data, splits: Splits, raw: Spec, support: str) -> 
         valid=splits.valid and splits.valid.standardized(mean, std),
         test=splits.test and splits.test.standardized(mean, std),
     )
-    described = replace(_describe(splits), features=raw.features)
+    described = replace(_describe(splits), features=raw.features, missing=raw.missing)
     return splits, replace(described, mean=_values(mean), std=_values(std))
 
 
@@ -239,34 +289,30 @@ def _values(x: Tensor) -> tuple[float, ...]:
     return tuple(x.flatten().tolist())
 
 
-def _choose(part: schema.Data, raw: Spec, support: str) -> tuple[str, Spec]:
+def _choose(binarize: str, dequantize: bool, raw: Spec, support: Support) -> tuple[str, Spec]:
     """Return the transform of a training batch and what the model sees after it."""
-    binarize = part.binarize
+    wanted = binarize
     if binarize == "auto":
-        binarize = "dynamic" if support == "binary" and raw.unit and not raw.binary else "none"
-    if binarize != "none":
-        return _binarized(part, raw, binarize)
-    if not part.dequantize:
+        wanted = "dynamic" if support.binarize and raw.unit and not raw.binary else "none"
+    if wanted != "none":
+        return _binarized(binarize, raw, wanted)
+    if not dequantize:
         return "scale", raw
     if raw.levels is None:
         raise UserError("data.dequantize=true: has no effect on real values; it is for grey levels")
     return "dequantize", replace(raw, levels=None, dequantized=raw.levels)
 
 
-def _binarized(part: schema.Data, raw: Spec, binarize: str) -> tuple[str, Spec]:
+def _binarized(given: str, raw: Spec, wanted: str) -> tuple[str, Spec]:
     if not raw.unit:
         raise UserError(
-            f"data.binarize={part.binarize}: values run from {raw.low:g} to {raw.high:g}; "
-            "only data in [0, 1] can be binarised"
+            f"data.binarize={given}: values run from {raw.low:g} to {raw.high:g}; only data in [0, 1] can be binarised"
         )
     if raw.binary:
-        raise UserError(f"data.binarize={part.binarize}: has no effect, the data are binary; auto or none is allowed")
-    return {"dynamic": "bernoulli"}.get(binarize, binarize), replace(raw, levels=2)
+        raise UserError(f"data.binarize={given}: has no effect, the data are binary; auto or none is allowed")
+    return {"dynamic": "bernoulli"}.get(wanted, wanted), replace(raw, levels=2)
 
 
-def _check_support(spec: Spec, support: str, likelihood: str) -> None:
-    given = f"likelihood={likelihood}: the data's values run from {spec.low:g} to {spec.high:g}"
-    if support in ("binary", "unit") and not spec.unit:
-        raise UserError(f"{given}; values in [0, 1] are allowed (Gaussian and Laplace take any)")
-    if support == "levels" and spec.levels is None:
-        raise UserError(f"{given} without being grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed")
+def _check_support(spec: Spec, support: Support, option: str) -> None:
+    if refusal := support.refusal(spec):
+        raise UserError(f"likelihood={option}: the data's values run from {spec.low:g} to {spec.high:g}; {refusal}")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli.config.types import Count, CountOrNone, DataShape
 from vae_cli.data.examples import Examples, Splits, numbered
 
 
@@ -31,7 +32,7 @@ def _digits() -> np.ndarray:
     return np.column_stack([x, y])
 
 
-def synthetic(*, n: int, shape: list[int], classes: int) -> Splits:
+def synthetic(*, n: Count, shape: DataShape, classes: CountOrNone) -> Splits:
     """Return seeded smooth bumps: [N, *shape] uint8 levels 0 … 255.
 
     Each class has its own place on the grid; each example shifts it a little and chooses a width and a height.

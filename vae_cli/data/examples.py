@@ -61,11 +61,19 @@ class Examples:
 
     def bounds(self) -> tuple[float, float]:
         """Return a value that none is below and one that none is above."""
-        return self.x.bounds() if isinstance(self.x, Mapped) else (float(self.x.min()), float(self.x.max()))
+        if isinstance(self.x, Mapped):
+            return self.x.bounds()
+        known = self.x if self.x.dtype == torch.uint8 else self.x[~self.x.isnan()]
+        return float(known.min()), float(known.max())
 
     def std_mean(self) -> tuple[Tensor, Tensor]:
         """Return the standard deviation and the mean of each element, [*shape]."""
-        return self.x.std_mean() if isinstance(self.x, Mapped) else torch.std_mean(self.x, 0, correction=0)
+        if isinstance(self.x, Mapped):
+            return self.x.std_mean()
+        if not bool(self.x.isnan().any()):
+            return torch.std_mean(self.x, 0, correction=0)
+        mean = self.x.nanmean(0)
+        return (self.x - mean).square().nanmean(0).sqrt(), mean
 
     def standardized(self, mean: Tensor, std: Tensor) -> Examples:
         """Return the examples with `mean` subtracted, divided by `std`."""

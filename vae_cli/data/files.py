@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli.config.types import Color, ExistingPath, Frame, OnBroken, Resize
 from vae_cli.data.cache import cached, remembered, stamp
 from vae_cli.data.examples import Examples, Splits
 from vae_cli.data.mapped import CHUNK, SMALL, Mapped
@@ -35,7 +36,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # that PIL reads
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def arrays(*, path: str, labels: str | None = None) -> Splits:
+def arrays(*, path: ExistingPath, labels: str | None, missing: Literal["refused", "observed"]) -> Splits:
     """Return the examples of an .npz (`x`, `y`) or .npy, with the labels of another .npy: [N, *shape].
 
     An .npz may name the columns of a table: `features`.
@@ -50,7 +51,8 @@ def arrays(*, path: str, labels: str | None = None) -> Splits:
             raise UserError(f"data.labels={labels}: has no effect, {path} holds labels `y`; null is allowed")
         y, _ = read("data.labels", Path(labels))
     x = channels_first(f"data.path={path}", x, y)
-    examples, levels = (_in_place if isinstance(x, np.memmap) else _in_memory)(path, x)
+    holes = missing == "observed"
+    examples, levels = _in_place(path, x) if isinstance(x, np.memmap) and not holes else _in_memory(path, x, holes)
     found, names = (None, None) if y is None else named(f"data.path={path}", y)
     notes = (*_notes_on_bytes(x.dtype, examples, levels), *_notes_on_labels(y, names))
     features, whole = _feature_names(Path(path), x.shape[1:]), is_whole(x.dtype, levels)
@@ -216,8 +218,11 @@ def is_whole(dtype: np.dtype, levels: int | None) -> bool:
     return dtype.kind in "ui" and dtype != np.uint8 and levels != 2
 
 
-def _in_memory(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
-    """Return the examples, uint8 where they have grey levels and float32 where not, and how many levels."""
+def _in_memory(path: str, x: np.ndarray, holes: bool = False) -> tuple[Tensor, int | None]:
+    """Return the examples, uint8 where they have grey levels and float32 where not, and how many levels.
+
+    `holes` says that NaN stands for a missing value.
+    """
     _refuse_text(path, x)
     levels = levels_of(x.dtype, x.shape[1:], float(x.min()), float(x.max()))
     if levels is None and ((x == 0) | (x == 1)).all():
@@ -227,8 +232,8 @@ def _in_memory(path: str, x: np.ndarray) -> tuple[Tensor, int | None]:
     _refuse_coarse(path, x)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
-    if not np.isfinite(values).all():
-        _refuse_infinite(path, values, 0)
+    if not np.isfinite(np.where(np.isnan(x), 0.0, values) if holes else values).all():
+        _refuse_infinite(path, np.where(np.isnan(x), 0.0, values) if holes else values, 0)
     return torch.from_numpy(values), None
 
 
@@ -285,8 +290,10 @@ def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
 
 def _refuse_infinite(path: str, values: np.ndarray, first: int) -> None:
     bad = first + int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
+    hint = ", or NaN for missing ones with data.missing=observed" if np.isnan(values).any() else ""
     raise UserError(
-        f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); finite numbers are allowed"
+        f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); "
+        f"finite numbers{hint} are allowed"
     )
 
 
@@ -317,7 +324,7 @@ class Unreadable(UserError):
         self.reasons = reasons
 
 
-def images(*, path: str, size: int | list[int], color: str, resize: str, on_broken: str) -> Splits:
+def images(*, path: ExistingPath, size: Frame, color: Color, resize: Resize, on_broken: OnBroken) -> Splits:
     """Return the pictures of a folder: [N, C, H, W] bytes; its subfolders, where there are any, are the classes."""
     root = Path(path)
     if not root.is_dir():

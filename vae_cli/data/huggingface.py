@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_cli.config.types import Color, Count, Frame, Resize
 from vae_cli.data.cache import cached
 from vae_cli.data.examples import Examples, Feed, Splits
 from vae_cli.data.files import GREY, MODES, frame, in_threads, open_picture, picture, refuse_resize_alone
@@ -30,13 +31,13 @@ def huggingface(
     test_split: str | None,
     image: str | None,
     label: str | None,
-    size: int | list[int] | None,
-    resize: str,
-    color: str | None,
+    size: Frame | None,
+    resize: Resize,
+    color: Color | None,
     streaming: bool,
-    examples: int | None,
-    readers: int,
-    buffer: int,
+    examples: Count | None,
+    readers: Count,
+    buffer: Count,
 ) -> Splits:
     """Return a data set's pictures [N, C, H, W] bytes with their classes; where it is streamed, training as a feed.
 

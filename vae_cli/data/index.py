@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from vae_cli.config.types import Count, Settings
 from vae_cli.disk import write
 from vae_cli.errors import UserError, first_line
-from vae_cli.schema import Count, Settings
 
 NAME = "index.json"
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from vae_cli.batch import Batch
 from vae_cli.data.examples import Examples, counting
 from vae_cli.data.mapped import Mapped
 from vae_cli.data.pixels import Transform
@@ -17,7 +18,7 @@ from vae_cli.randomness import mixed
 
 ROOM = 0.5  # share of the device's free memory that examples may take
 
-Batch = tuple[Tensor, Tensor | None]
+Stored = tuple[Tensor, Tensor | None]
 
 
 class Resident:
@@ -29,15 +30,16 @@ class Resident:
 
     resident = True
 
-    def __init__(self, examples: Examples, transform: Transform, device: torch.device):
+    def __init__(self, examples: Examples, transform: Transform, device: torch.device, *, missing: bool = False):
         self.examples, self.transform, self.device = examples.to(device), transform, device
+        self.missing = missing
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
-        return type(self)(self.examples.some(most, seed), self.transform, self.device)
+        return type(self)(self.examples.some(most, seed), self.transform, self.device, missing=self.missing)
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of the examples in an epoch: a permutation [N] that depends on (seed, epoch) alone."""
@@ -46,11 +48,14 @@ class Resident:
         return torch.randperm(len(self), generator=generator, device=self.device, dtype=kind)
 
     def batch(self, index: Tensor | slice) -> Batch:
-        """Return (x [B, *shape] float32, y [B] or [B, A] or None) of the examples at an index [B]."""
+        """Return the examples at an index [B]; elements that are NaN where they are stored are not known."""
         x, y = self._stored(index)
-        return self.transform(x), y
+        if not self.missing:
+            return Batch(self.transform(x), y)
+        known = ~x.isnan()
+        return Batch(self.transform(x.nan_to_num(0.0)), y, known)
 
-    def expect(self, index: Tensor) -> None:
+    def prefetch(self, index: Tensor) -> None:
         """Take note of the index that `batch` will be asked for next."""
 
     def batches(self, size: int, most: int | None = None) -> Iterator[Batch]:
@@ -59,7 +64,7 @@ class Resident:
         for start in range(0, end, size):
             yield self.batch(slice(start, min(start + size, end)))
 
-    def _stored(self, index: Tensor | slice) -> Batch:
+    def _stored(self, index: Tensor | slice) -> Stored:
         x, y = self.examples.x, self.examples.y
         if isinstance(index, slice):
             return x[index], None if y is None else y[index]
@@ -74,21 +79,21 @@ class Streamed(Resident):
 
     resident = False
 
-    def __init__(self, examples: Examples, transform: Transform, device: torch.device):
-        self.examples, self.transform, self.device = examples, transform, device
+    def __init__(self, examples: Examples, transform: Transform, device: torch.device, *, missing: bool = False):
+        self.examples, self.transform, self.device, self.missing = examples, transform, device, missing
         self.thread = ThreadPoolExecutor(1, "gather")
-        self.ahead: dict[int, Future[Batch]] = {}  # by the place in memory of the index
+        self.ahead: dict[int, Future[Stored]] = {}  # by the place in memory of the index
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the order of an epoch, on the host."""
         self.ahead.clear()
         return super().order(seed, epoch).cpu()
 
-    def expect(self, index: Tensor) -> None:
+    def prefetch(self, index: Tensor) -> None:
         """Gather the next batch in the background."""
         self.ahead[index.data_ptr()] = self.thread.submit(self._gather, index)
 
-    def _stored(self, index: Tensor | slice) -> Batch:
+    def _stored(self, index: Tensor | slice) -> Stored:
         expected = self.ahead.pop(index.data_ptr(), None) if isinstance(index, Tensor) else None
         found = self._gather(index) if expected is None else expected.result()
         x, y = (
@@ -97,7 +102,7 @@ class Streamed(Resident):
         assert x is not None
         return x, y
 
-    def _gather(self, index: Tensor | slice) -> Batch:
+    def _gather(self, index: Tensor | slice) -> Stored:
         x, y = super()._stored(index.cpu() if isinstance(index, Tensor) else index)
         if self.device.type != "cuda":
             return x, y
@@ -110,7 +115,14 @@ def free_on(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + reserve
 
 
-def place(examples: Examples, transform: Transform, device: torch.device, resident: bool | str = "auto") -> Resident:
+def place(
+    examples: Examples,
+    transform: Transform,
+    device: torch.device,
+    resident: bool | str = "auto",
+    *,
+    missing: bool = False,
+) -> Resident:
     """Put examples on the device where they fit into half of its free memory, or as `resident` says; else stream.
 
     On the CPU what is in a file is streamed from it, however small: the system keeps what it can of it in memory.
@@ -127,4 +139,4 @@ def place(examples: Examples, transform: Transform, device: torch.device, reside
             f"trainer.resident=true: the examples need {size / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free; "
             "auto or false is allowed"
         )
-    return (Resident if resident else Streamed)(examples, transform, device)
+    return (Resident if resident else Streamed)(examples, transform, device, missing=missing)

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli.config.types import COMMAND, Color, Count, Frame, OnBroken, Resize
 from vae_cli.data.cache import remembered, stamp
 from vae_cli.data.examples import Examples, Feed, Splits, gathered
 from vae_cli.data.files import GREY, SUFFIXES, frame, is_whole, levels_of, open_picture, picture, refuse_resize_alone
 from vae_cli.data.index import NAME, Index, Shard, read_index
 from vae_cli.data.mapped import std_mean
 from vae_cli.errors import UserError, first_line
-from vae_cli.schema import COMMAND
 
 MOST = 1_000_000  # shards that a pattern may name
 BRACES = re.compile(r"\{(-?\d{1,4000}|[A-Za-z])\.\.(-?\d{1,4000}|[A-Za-z])(?:\.\.-?(\d{1,4000}))?\}|([{},])")
@@ -43,12 +43,14 @@ def shards(
     valid_path: str | None,
     test_path: str | None,
     index: str | None,
-    size: int | list[int] | None,
-    resize: str,
-    color: str | None,
-    readers: int,
-    buffer: int,
-    on_broken: str,
+    size: Frame | None,
+    resize: Resize,
+    color: Color | None,
+    readers: Count,
+    buffer: Count,
+    on_broken: OnBroken,
+    valid: None,
+    test: None = None,
 ) -> Splits:
     """Return training examples as a feed of shards; those of validation and test are read at once.
 

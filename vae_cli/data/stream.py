@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vae_cli import parallel
+from vae_cli.batch import Batch
 from vae_cli.data.examples import Examples, Feed, counting
 from vae_cli.data.pixels import Transform
-from vae_cli.data.resident import Batch, Resident, place
+from vae_cli.data.resident import Resident, Stored, place
 from vae_cli.errors import UserError
 
 
@@ -31,6 +32,7 @@ class Stream(Resident):
     def __init__(self, feed: Feed, transform: Transform, device: torch.device, resident: bool | str = "auto"):
         if resident is True:
             raise UserError("trainer.resident=true: has no effect on data that stream by; auto or false is allowed")
+        self.missing = False
         self.feed, self.transform, self.device = feed, transform, device
         self.readers = [Reader(feed) for _ in range(feed.readers)]
         self.at = (0, 0)  # seed and epoch
@@ -52,11 +54,11 @@ class Stream(Resident):
         self.at, self.ahead = (seed, epoch), {}
         return torch.arange(len(self), dtype=counting(len(self)))
 
-    def expect(self, index: Tensor) -> None:
+    def prefetch(self, index: Tensor) -> None:
         """Read and decode the next batch in the background."""
         self.ahead[index.data_ptr()] = self._ask(index)
 
-    def _stored(self, index: Tensor | slice) -> Batch:
+    def _stored(self, index: Tensor | slice) -> Stored:
         assert isinstance(index, Tensor), "a stream is asked for positions"
         asked = self.ahead.pop(index.data_ptr(), None) or self._ask(index)
         parts = [future.result() for future in asked]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_cli.config.types import CelebACrop, Count, EmnistSplit
 from vae_cli.data.examples import Examples, Splits, numbered
 from vae_cli.errors import UserError, first_line
 
@@ -105,28 +106,28 @@ def _classes(y: Any) -> Tensor:
     return y[:, 0] if y.ndim == 2 else y  # QMNIST keeps more beside the class
 
 
-def mnist(*, root: str) -> Splits:
+def mnist(*, root: str, test: None = None) -> Splits:
     """Return MNIST: [N, 28, 28] bytes."""
     return _mnist_like(root, "MNIST", ["https://ossci-datasets.s3.amazonaws.com"])
 
 
-def fashion_mnist(*, root: str) -> Splits:
+def fashion_mnist(*, root: str, test: None = None) -> Splits:
     """Return Fashion-MNIST: [N, 28, 28] bytes."""
     hosts = ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"]
     return _mnist_like(root, "FashionMNIST", hosts)
 
 
-def kmnist(*, root: str) -> Splits:
+def kmnist(*, root: str, test: None = None) -> Splits:
     """Return Kuzushiji-MNIST: [N, 28, 28] bytes."""
     return _mnist_like(root, "KMNIST", ["http://codh.rois.ac.jp"])
 
 
-def qmnist(*, root: str) -> Splits:
+def qmnist(*, root: str, test: None = None) -> Splits:
     """Return QMNIST: [N, 28, 28] bytes; the test part has 60,000 digits."""
     return _mnist_like(root, "QMNIST", ["https://raw.githubusercontent.com"])
 
 
-def emnist(*, root: str, split: str) -> Splits:
+def emnist(*, root: str, split: EmnistSplit, test: None = None) -> Splits:
     """Return EMNIST: [N, 28, 28] bytes, turned upright; classes count from 0."""
     counts = {"balanced": 47, "letters": 26, "digits": 10, "mnist": 10, "bymerge": 47, "byclass": 62}
     raw = _mnist_like(root, "EMNIST", ["https://biometrics.nist.gov"], counts[split], split=split)
@@ -138,7 +139,7 @@ def emnist(*, root: str, split: str) -> Splits:
     return Splits(upright(raw.train), test=upright(raw.test), levels=256, names=numbered(counts[split]))
 
 
-def omniglot(*, root: str, size: int) -> Splits:
+def omniglot(*, root: str, size: Count) -> Splits:
     """Return Omniglot, both sets together: [N, size, size] bytes, strokes white; classes are characters."""
     from PIL import Image
     from torchvision import datasets
@@ -155,7 +156,7 @@ def omniglot(*, root: str, size: int) -> Splits:
     return Splits(Examples(x, torch.tensor(labels)), levels=256, names=numbered(first))
 
 
-def cifar10(*, root: str) -> Splits:
+def cifar10(*, root: str, test: None = None) -> Splits:
     """Return CIFAR-10: [N, 3, 32, 32] bytes."""
     from torchvision import datasets
 
@@ -168,7 +169,7 @@ def cifar10(*, root: str) -> Splits:
     return Splits(examples(train), test=examples(test), levels=256, names=numbered(10))
 
 
-def svhn(*, root: str) -> Splits:
+def svhn(*, root: str, test: None = None) -> Splits:
     """Return SVHN: [N, 3, 32, 32] bytes."""
     from torchvision import datasets
 
@@ -183,7 +184,7 @@ def svhn(*, root: str) -> Splits:
     return Splits(examples(train), test=examples(test), levels=256, names=numbered(10))
 
 
-def celeba(*, root: str, size: int, crop: int) -> Splits:
+def celeba(*, root: str, size: Count, crop: CelebACrop, valid: None, test: None = None) -> Splits:
     """Return CelebA: [N, 3, size, size] bytes and 40 attributes in {0, 1}; its own three splits."""
     from torchvision import datasets
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from vae_cli.config.commands import Moved
+from vae_cli.config.types import Count, ExistingPath, Part, Positive, Seed, Settings
 from vae_cli.errors import UserError
-from vae_cli.schema import Count, ExistingPath, Moved, Part, Positive, Seed, Settings
 
 Index = Annotated[int, Field(ge=0)]
 Split = Literal["train", "valid", "test"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import Trained, class_number
+from vae_cli.batch import Batch
 from vae_cli.disk import whole, write_csv
 from vae_cli.errors import UserError
 from vae_cli.generate import latent, samplers
@@ -78,7 +79,7 @@ def interpolate(
     with torch.no_grad():
         c = model.vae.conditioning(y)
         mixed = [None] * len(legs) if c is None else [latent.between(a, b, steps, "linear") for a, b in pairwise(c)]
-        made = [model.rescaled(model.vae.decode_under(*way)).mean for way in zip(legs, mixed, strict=True)]
+        made = [model.rescaled(model.vae.decode_given(*way)).mean for way in zip(legs, mixed, strict=True)]
     names = [f"{a} →\n{b}" for a, b in pairwise(_called(examples, index) for index in indices)]
     title = f"{kind} interpolation of codes" + (", labels mixed on the way" if c is not None else "")
     return [
@@ -183,7 +184,7 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
     known = read_mask(mask, model, len(x)).to(x.device)
     filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
     for _ in range(steps):
-        p = model.decode(model.vae.encode(model.spec.standardize(filled), y).sample(), y)
+        p = model.decode(model.vae.encode(Batch(model.spec.standardize(filled), y)).sample(), y)
         filled = torch.where(known, x, p.sample())
     final = torch.where(known, x, p.mean)
     grey = torch.where(known, x, torch.full_like(x, model.middle))

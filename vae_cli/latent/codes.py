@@ -24,7 +24,7 @@ class Codes(Latent):
     """
 
     gives = ("one layer", "discrete")
-    needs = {  # noqa: RUF012
+    needs = {
         "categorical posterior": "its codes are classes",
         "categorical prior": "its codes are classes",
     }

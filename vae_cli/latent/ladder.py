@@ -153,9 +153,7 @@ class TopDown(Explained):
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log of the joint density of all layers, nats."""
         top, pairs = self.split(z)
-        below = sum(
-            layer(above).log_prob(own).sum(-1) for layer, (above, own) in zip(self.below(), pairs, strict=True)
-        )
+        below = sum(layer(above).log_prob(own).sum(-1) for layer, (above, own) in zip(self.below(), pairs, strict=True))
         return self.top.log_prob(top) + below
 
     def split(self, z: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:

@@ -21,7 +21,7 @@ class Spatial(Latent):
     """
 
     gives = ("one layer",)
-    needs = {"grid": "needs a model with a grid"}  # noqa: RUF012
+    needs = {"grid": "needs a model with a grid"}
 
     @staticmethod
     def decoded_shape(*, channels: int) -> tuple[int | None, ...]:

@@ -4,7 +4,7 @@ from vae_cli.metrics.aggregate import aggregate
 from vae_cli.metrics.disentanglement import codes, dci, factors, linear_probe, mutual_information_gap
 from vae_cli.metrics.elbo import ACTIVE, Evaluation, bits_per_dim, decodes_at_once, enough_draws, evaluate, undisturbed
 from vae_cli.metrics.gap import amortisation
-from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers
+from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers, score
 from vae_cli.metrics.meaning import caveats, measure, worse_than_no_model
 from vae_cli.metrics.quality import inception_fid, quality
 
@@ -29,6 +29,7 @@ __all__ = [
     "mutual_information_gap",
     "numbers",
     "quality",
+    "score",
     "undisturbed",
     "worse_than_no_model",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vae_cli.batch import Batch
 from vae_cli.data import Resident
 from vae_cli.distribution import is_diagonal, mixture
 from vae_cli.metrics.elbo import undisturbed
@@ -27,30 +28,29 @@ def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> d
     information is a lower and KL(q(z) ‖ p(z)) an upper bound of what all data would give. With a condition, q(z|c)
     and p(z|c) of one example would be needed; then only the mutual information is returned, of (x, c) and z.
     """
-    n = min(most if is_diagonal(vae.encode(*data.batch(slice(0, 1)))) else most // 8, len(data))
+    n = min(most if is_diagonal(vae.encode(data.batch(slice(0, 1)))) else most // 8, len(data))
     sums = torch.zeros(2, dtype=torch.float64)
     draws = max(1, most // 4 // n)
     with undisturbed(vae, seed):
-        x, y = data.part(n, seed).batch(slice(0, n))
-        posterior, prior = vae.encode(x, y), vae.prior(vae.conditioning(y))
+        batch = data.part(n, seed).batch(slice(0, n))
+        posterior, prior = vae.encode(batch), vae.prior(batch.y)
         for _ in range(draws):
             z = posterior.sample()
-            log_q, log_qz = posterior.log_prob(z), _log_aggregate(vae, x, y, posterior, z)
+            log_q, log_qz = posterior.log_prob(z), _log_aggregate(vae, batch, posterior, z)
             terms = log_q - log_qz, log_qz - prior.log_prob(z)
             sums += torch.stack(terms).cpu().double().mean(1) / draws
     numbers = {"mutual_information": float(sums[0]), "mutual_information_bound": math.log(n)}
     return numbers if vae.conditional else numbers | {"marginal_kl": float(sums[1])}
 
 
-def _log_aggregate(vae: VAE, x: Tensor, y: Tensor | None, posterior: Distribution, z: Tensor) -> Tensor:
+def _log_aggregate(vae: VAE, batch: Batch, posterior: Distribution, z: Tensor) -> Tensor:
     """Return log 1/N Σ_m q(z_n|x_m) for each n, [N]."""
     if is_diagonal(posterior):
         return mixture(posterior).log_prob(z)
     parts = []
-    for start in range(0, len(x), CHUNK):
-        part = slice(start, start + CHUNK)
-        members = vae.encode(x[part], None if y is None else y[part])
+    for start in range(0, len(batch.x), CHUNK):
+        members = vae.encode(batch.rows(slice(start, start + CHUNK)))
         rows = max(1, ELEMENTS // (CHUNK * z.shape[-1] ** 2))
         each = [members.log_prob(some.unsqueeze(1)) for some in z.split(rows)]  # [rows, CHUNK]
         parts.append(torch.logsumexp(torch.cat(each), -1))
-    return torch.logsumexp(torch.stack(parts), 0) - math.log(len(x))
+    return torch.logsumexp(torch.stack(parts), 0) - math.log(len(batch.x))

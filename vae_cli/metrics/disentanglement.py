@@ -19,7 +19,7 @@ BATCH = 1000
 def codes(vae: VAE, data: Resident) -> NDArray[np.float64]:
     """Return the posterior means of every example, [N, D]."""
     with undisturbed(vae):
-        means = [vae.encode(x, y).mean.cpu() for x, y in data.batches(BATCH)]
+        means = [vae.encode(batch).mean.cpu() for batch in data.batches(BATCH)]
     return torch.cat(means).double().numpy()
 
 

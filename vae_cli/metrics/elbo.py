@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_cli import parallel, randomness
+from vae_cli.batch import Batch
 from vae_cli.data import Resident, Spec
 from vae_cli.distribution import exact
 from vae_cli.vae import VAE
@@ -76,11 +77,11 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
     sums: list[Tensor] | None = None
     layers: tuple[tuple[int, int], ...] = ()
     with undisturbed(vae, seed):
-        for k, (x, y) in enumerate(data.batches(max(1, rows // samples))):
+        for k, batch in enumerate(data.batches(max(1, rows // samples))):
             if k % parallel.count() != parallel.rank():
                 continue
-            randomness.reseed(randomness.mixed(seed, k), x.device)  # of the batch's own, whichever rank has it
-            part, layers = _sums(vae, x, y, samples, at_once)
+            randomness.reseed(randomness.mixed(seed, k), batch.x.device)  # of the batch's own, whichever rank has it
+            part, layers = _sums(vae, batch, samples, at_once)
             sums = part if sums is None else [a + b for a, b in zip(sums, part, strict=True)]
     sums, layers = _of_all(sums, layers)
     reconstruction, kl, mean, again, square, elbo_square = ((value / len(data)).cpu() for value in sums)
@@ -91,7 +92,7 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
         elbo=float(reconstruction - kl.sum()),
         reconstruction=float(reconstruction),
         kl=float(kl.sum()),
-        active_units=int((variance > ACTIVE).sum()),
+        active_units=int((vae.latent.by_unit(variance) > ACTIVE).sum()),
         kl_by_dimension=kl,
         layers=layers,
         elbo_stderr=float((spread / len(data)).sqrt()) if len(data) > 1 else math.nan,
@@ -125,33 +126,24 @@ def decodes_at_once(vae: VAE) -> int:
     return max(1, OUTPUTS // (math.prod(vae.shape) * vae.likelihood.outputs))
 
 
-def _sums(
-    vae: VAE, x: Tensor, y: Tensor | None, samples: int, at_once: int
-) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
+def _sums(vae: VAE, batch: Batch, samples: int, at_once: int) -> tuple[list[Tensor], tuple[tuple[int, int], ...]]:
     """Return sums over a batch, and the layers of the KL; at most `at_once` draws of z are decoded at a time.
 
     The sums are, in float64: log p(x|z) [], KL [C], posterior means [D], twice, and their products [D], squared ELBOs
     []. Where a mean is Monte Carlo, two independent ones keep its noise out of its variance over examples.
     """
-    double = exact(x.device)
+    double = exact(batch.x.device)
     reconstruction, kl = torch.zeros((), dtype=double), torch.zeros((), dtype=double)
     for start in range(0, samples, at_once):
         draws = min(at_once, samples - start)
-        output = vae(x, y, draws)
+        output = vae(batch, draws)
         reconstruction = reconstruction + output.log_likelihood.to(double).sum(0) / samples
         kl = kl + output.kl.to(double) * (draws / samples)
-    mean, again = output.posterior.mean.to(double), output.posterior.mean.to(double)  # two estimates where MC
+    mean, again = output.draw.q.mean.to(double), output.draw.q.mean.to(double)  # two estimates where MC
     terms = reconstruction, kl, mean, again, mean * again, (reconstruction - kl.sum(-1)) ** 2
-    return [term.sum(0) for term in terms], output.layers
+    return [term.sum(0) for term in terms], output.draw.layers
 
 
 def bits_per_dim(elbo: float, spec: Spec, likelihood: Any) -> float | None:
-    """Return −ELBO in bits for each element, or None where that means nothing.
-
-    It means something for a mass over the very values of the data (a Bernoulli on grey levels is none), and for the
-    density of dequantised grey levels, where each level's cell has width 1/L: −ELBO / (D ln 2) + log2 L.
-    """
-    bits, discrete = -elbo / (spec.size * math.log(2.0)), getattr(likelihood, "discrete", False)
-    if discrete and (spec.binary or (spec.levels is not None and likelihood.support == "levels")):
-        return bits
-    return bits + math.log2(spec.dequantized) if spec.dequantized and not discrete else None
+    """Return −ELBO in bits for each element, or None where that means nothing (see `Support.bits_per_dim`)."""
+    return likelihood.support.bits_per_dim(elbo, spec)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from vae_cli.batch import Batch
 from vae_cli.data import Resident
 from vae_cli.metrics.elbo import decodes_at_once, undisturbed
 from vae_cli.metrics.importance import log_likelihood, standard_error
-from vae_cli.vae import VAE, kl_by_layer
+from vae_cli.vae import VAE
 
 LAST = 0.2  # the fraction of the steps that the optimum is averaged over
 FINAL = 50  # times so many draws that its ELBO is computed from
@@ -24,14 +23,13 @@ def amortisation(
     The parameters of q(z|x) of each example are optimised by Adam, everything else held: q*, their mean over the last
     steps, is near the best member of the posterior's family, so that amortisation is a lower and approximation an upper
     bound. amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
-    log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples. A posterior of a user's own
-    that is no `vae_cli.posterior.Posterior` has its features optimised instead.
+    log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples.
     """
     exact = log_likelihood(vae, data, samples=samples, seed=seed)
     best = []
     with undisturbed(vae, seed):
-        for x, y in data.batches(max(1, decodes_at_once(vae) // (4 * draws))):
-            best.append(_optimised_elbo(vae, x, y, steps, draws, lr))
+        for batch in data.batches(max(1, decodes_at_once(vae) // (4 * draws))):
+            best.append(_optimised_elbo(vae, batch, steps, draws, lr))
     amortised = torch.cat(best).cpu().to(exact.elbo.dtype) - exact.elbo
     approximation = exact.gap - amortised
     return {
@@ -42,22 +40,16 @@ def amortisation(
     }
 
 
-def _optimised_elbo(vae: VAE, x: Tensor, y: Tensor | None, steps: int, draws: int, lr: float) -> Tensor:
+def _optimised_elbo(vae: VAE, batch: Batch, steps: int, draws: int, lr: float) -> Tensor:
     """Return the ELBO [B] of each example under a q of its own."""
     with torch.no_grad():
-        c = vae.conditioning(y)
-        features, prior = vae.features(x, c), vae.prior(c)
-        parametric = hasattr(vae.posterior, "distribution")
-        start = vae.posterior.head(features) if parametric else features
-    build: Any = vae.posterior.distribution if parametric else vae.posterior
+        c, start = vae.conditioning(batch.y), vae.parameters_of(batch)
     own = start.clone().requires_grad_(True)
     optimizer, total, counted = torch.optim.Adam([own], lr=lr), torch.zeros_like(start), 0
 
     def elbo_of(parameters: Tensor, draws: int) -> Tensor:
-        posterior = build(parameters)
-        z = posterior.rsample((draws,))
-        kl = torch.cat(kl_by_layer(posterior, prior, z), -1).sum(-1)
-        return (vae._decode(z, c).log_prob(x) - vae.log_volume).mean(0) - kl
+        draw = vae.latent.infer(parameters, c, draws)
+        return vae.log_prob(vae.decode_given(draw.z, c), batch).mean(0) - draw.kl.sum(-1)
 
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1.0 - step / steps)

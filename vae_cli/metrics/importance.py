@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae_cli.data import Resident
 from vae_cli.distribution import exact
-from vae_cli.metrics.elbo import Evaluation, decodes_at_once, undisturbed
+from vae_cli.metrics.elbo import Evaluation, decodes_at_once, enough_draws, undisturbed
 from vae_cli.vae import VAE
 
 BATCH = 100  # examples at once at most
@@ -75,11 +76,11 @@ def log_likelihood(
     many = max(1, min(BATCH, rows))
     parts, curves, done = [], [], 0
     with undisturbed(vae, seed):
-        for x, y in data.batches(many):
-            log_w = weigh(x, y, samples, max(1, rows // len(x))).to(exact(x.device))
+        for batch in data.batches(many):
+            log_w = weigh(batch, samples, max(1, rows // len(batch.x))).to(exact(batch.x.device))
             parts.append(torch.stack(_summaries(log_w)).cpu())
             curves.append(torch.stack([_bound(log_w, k).sum() for k in _sizes(samples)]).cpu())
-            done += len(x)
+            done += len(batch.x)
             advance(done)
     total, elbo, effective = torch.cat(parts, dim=1)
     means = (torch.stack(curves).sum(0) / len(data)).tolist()
@@ -144,3 +145,15 @@ def _slope(y: Tensor, x: Tensor) -> float:
     x, y = x - x.mean(), y - y.mean()
     slope = float((x * y).sum() / (x * x).sum())
     return slope if math.isfinite(slope) else 0.0
+
+
+def score(objective: Any, vae: VAE, data: Resident, result: Evaluation) -> float:
+    """Return the number that the best weights are chosen by: the ELBO, or the bound of as many draws as training takes.
+
+    The bound is the mean of as many such bounds as give enough draws in all.
+    """
+    if objective.selection == "elbo":
+        return result.elbo
+    bounds = math.ceil(enough_draws(vae, data) / objective.samples)
+    found = [log_likelihood(vae, data, samples=objective.samples, seed=seed).mean for seed in range(bounds)]
+    return math.fsum(found) / bounds

@@ -17,32 +17,24 @@ FEW_VALUES = 10  # different values of a column up to which it may be of categor
 SURE = 4.0  # standard errors
 
 
+BINARISED = {
+    "bernoulli": ", drawn anew in training and once for evaluation (data.seed)",
+    "static": ", drawn once (data.seed)",
+    "threshold": ", grey levels above one half",
+}
+
+
 def measure(dataset: Dataset, likelihood: Any, *, conditional: bool = False) -> str:
     """Say in a few words what log p(x) is of."""
-    return _measure(dataset, likelihood) + (", given labels" if conditional else "")
-
-
-def _measure(dataset: Dataset, likelihood: Any) -> str:
-    spec, discrete = dataset.spec, getattr(likelihood, "discrete", False)
-    if getattr(likelihood, "support", "real") == "binary" and not spec.binary:
-        return "cross-entropy of grey values under Bernoulli, no log-likelihood"
-    if discrete:
-        how = {
-            "bernoulli": ", drawn anew in training and once for evaluation (data.seed)",
-            "static": ", drawn once (data.seed)",
-            "threshold": ", grey levels above one half",
-        }.get(dataset.binarized or "", "")
-        return f"log-mass of {'binary values' + how if spec.binary else f'{spec.levels} grey levels'}"
-    if spec.dequantized:
-        return f"log-density of {spec.dequantized} grey levels dequantised to [0, 1]"
-    units = "in the data's own units" + (", standardised in training" if spec.mean else "")
-    return f"log-density {'on discrete values' if spec.levels else 'of real values'}, {units}"
+    of = likelihood.support.measure(dataset.spec, BINARISED.get(dataset.binarized or "", ""))
+    return of + ", of what is observed" * dataset.spec.missing + ", given labels" * conditional
 
 
 def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
     """Return what a person must know before comparing the numbers."""
     spec, found = dataset.spec, list(dataset.notes)
-    if getattr(likelihood, "support", "real") == "binary" and not spec.binary:
+    support = likelihood.support
+    if support.mass and not support.is_mass_of(spec):
         found.append(
             "bernoulli on grey values: its number is a cross-entropy, not a log-likelihood; "
             "data.binarize=dynamic or likelihood=continuous_bernoulli gives one"
@@ -52,12 +44,12 @@ def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
             "likelihood=bernoulli does not fit colour pictures, which are binarised channel by channel for it: take "
             "likelihood=discretized_logistic, which models their grey levels (gaussian and laplace model densities)"
         )
-    if spec.levels is not None and not getattr(likelihood, "discrete", False):
+    if spec.levels is not None and not support.mass:
         found.append(
             "a density on discrete values can grow without bound: compare it only with runs of the same likelihood "
             "settings" + ("" if spec.binary else ", or set data.dequantize=true")
         )
-    return found if getattr(likelihood, "discrete", False) else found + _of_columns(dataset)
+    return found if support.mass else found + _of_columns(dataset)
 
 
 def _of_columns(dataset: Dataset) -> list[str]:
@@ -111,9 +103,8 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
 
 def _without_a_model(spec: Spec, likelihood: Any, x: Tensor) -> tuple[float, str]:
     """Return the mean log p(x) of elements that know nothing of one another, nats, and what they are."""
-    if getattr(likelihood, "discrete", False):
-        binary = spec.binary or likelihood.support == "binary"
-        levels = 2 if binary else spec.levels or 2
+    if likelihood.support.mass:
+        levels = spec.levels if likelihood.support.is_mass_of(spec) and spec.levels else 2
         return -spec.size * math.log(levels), f"a uniform guess of {math.log2(levels):.3g} bits for each element"
     if spec.unit and spec.mean is None:
         return 0.0, "a uniform density on [0, 1]"

@@ -34,11 +34,11 @@ def quality(vae: VAE, train: Resident, test: Resident, classes: int, *, seed: in
         seen, fresh = order[: len(train) // 2], order[len(train) // 2 :]
         net, accuracy = classifier(train, seen, test, vae.shape, classes)
         n = min(MOST, len(test), len(fresh))
-        real, y = test.part(n, seed).batch(slice(0, n))
+        real, y, _ = test.part(n, seed).batch(slice(0, n))
         drawn = _draws(vae, n, y, mean=False)
         with torch.no_grad():
             a, b = features(net, real), features(net, drawn)
-            c = features(net, train.batch(fresh[:n])[0])
+            c = features(net, train.batch(fresh[:n]).x)
     precision, recall = precision_recall(a, b)
     return {
         "classifier_frechet": frechet(a, b),
@@ -78,19 +78,19 @@ def classifier(
     train: Resident, seen: Tensor, test: Resident, shape: tuple[int, ...], classes: int
 ) -> tuple[Classifier, float]:
     """Train a classifier on the seen training examples for a fixed number of steps; return it with its accuracy."""
-    x, _ = train.batch(slice(0, 1))
+    x = train.batch(slice(0, 1)).x
     net = Classifier(shape, classes).to(x.device)
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for step in range(STEPS):
         index = seen[torch.randint(len(seen), (BATCH,), device=x.device)]
-        x, y = train.batch(index)
+        x, y, _ = train.batch(index)
         assert y is not None
         optimizer.param_groups[0]["lr"] = 2e-3 * (1.0 - step / STEPS)
         optimizer.zero_grad()
         F.cross_entropy(net.head(net.features(x)), y).backward()
         optimizer.step()
     with torch.no_grad():
-        right = sum(int((net.head(net.features(x)).argmax(1) == y).sum()) for x, y in test.batches(1000))
+        right = sum(int((net.head(net.features(x)).argmax(1) == y).sum()) for x, y, _ in test.batches(1000))
     return net.eval(), right / len(test)
 
 
@@ -129,7 +129,7 @@ def inception_fid(vae: VAE, test: Resident, *, seed: int = 0) -> dict[str, float
 
     with undisturbed(vae, seed):
         n = min(10_000, len(test))
-        real, y = test.part(n, seed).batch(slice(0, n))
+        real, y, _ = test.part(n, seed).batch(slice(0, n))
         drawn = _draws(vae, n, y, mean=True)
     found = torch_fidelity.calculate_metrics(
         input1=Pictures(drawn), input2=Pictures(real), fid=True, cuda=real.is_cuda, verbose=False

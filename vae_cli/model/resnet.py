@@ -71,9 +71,7 @@ class ResNet(GridModel):
     ):
         first, height, wide = picture_shape(shape, "resnet")
         sizes = halvings((height, wide), len(channels), "resnet")
-        super().__init__(
-            shape=shape, outputs=outputs, channels=channels[-1], grid=sizes[-1], latent_shape=latent_shape
-        )
+        super().__init__(shape=shape, outputs=outputs, channels=channels[-1], grid=sizes[-1], latent_shape=latent_shape)
         self.picture = picture_shape(shown, "resnet")
         self.first = nn.Conv2d(self.picture[0], channels[0], 3, padding=1)
         self.condition = Condition(condition_dim, channels[0])
@@ -81,7 +79,7 @@ class ResNet(GridModel):
         if self.on_grid:
             self.expand_grid(condition_dim)
         else:
-            self.expand = nn.Linear(self.latent_size + condition_dim, self.features)
+            self.expand = nn.Linear(self.latent_size + condition_dim, self.features)  # type: ignore[assignment]
         self.up = _up(channels, sizes, blocks, activation)
         self.readout = nn.Sequential(*_layer(channels[0], first * outputs, activation, ConvReadout))
 

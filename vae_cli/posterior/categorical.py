@@ -34,7 +34,7 @@ class Categorical(Posterior):
     """
 
     gives = ("categorical posterior", "cheap density", "discrete posterior")
-    needs = {"discrete": "its draws are classes"}  # noqa: RUF012
+    needs = {"discrete": "its draws are classes"}
     tau: Tensor
 
     def __init__(

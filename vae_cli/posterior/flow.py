@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.config.types import Count, SomeWidths
-from vae_cli.distribution import Remembering, diagonal
+from vae_cli.distribution import CachedLogProb, diagonal
 from vae_cli.posterior.base import Head, Posterior
 
 
@@ -25,7 +25,7 @@ class Flow(Posterior):
     """
 
     gives = ("gaussian",)
-    needs = {"flat": "its context is a parameter of the whole of z, which a grid has not"}  # noqa: RUF012
+    needs = {"flat": "its context is a parameter of the whole of z, which a grid has not"}
 
     def __init__(self, *, head: Head, latent_dim: int, transforms: Count, hidden: SomeWidths, context: Count):
         super().__init__(head, 2, context)
@@ -40,7 +40,7 @@ class Flow(Posterior):
         from zuko.distributions import NormalizingFlow
 
         loc, log_scale, context = parameters.split(self.sizes, dim=-1)
-        return Remembering(NormalizingFlow(self.transform(context).inv, diagonal(loc, log_scale.exp())))
+        return CachedLogProb(NormalizingFlow(self.transform(context).inv, diagonal(loc, log_scale.exp())))
 
 
 def start_as_identity(transform: nn.Module) -> None:

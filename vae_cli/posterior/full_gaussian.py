@@ -25,7 +25,7 @@ class FullGaussian(Posterior):
     """
 
     gives = ("gaussian", "cheap density")
-    needs = {"flat": "its correlations are parameters of the whole of z, which a grid has not"}  # noqa: RUF012
+    needs = {"flat": "its correlations are parameters of the whole of z, which a grid has not"}
     places: Tensor
 
     def __init__(self, *, head: Head, latent_dim: int):
@@ -34,7 +34,7 @@ class FullGaussian(Posterior):
         self.sizes = [latent_dim, latent_dim, below]
         last = list(self.head.modules())[-1]
         with torch.no_grad():
-            last.weight[2 * latent_dim :], last.bias[2 * latent_dim :] = 0.0, 0.0  # type: ignore[index, operator]
+            last.weight[2 * latent_dim :], last.bias[2 * latent_dim :] = 0.0, 0.0  # type: ignore[operator]
         self.register_buffer("places", torch.tril_indices(latent_dim, latent_dim, -1), persistent=False)
 
     def distribution(self, parameters: Tensor) -> Distribution:

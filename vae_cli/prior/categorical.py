@@ -23,7 +23,7 @@ class Categorical(nn.Module):
     """
 
     gives = ("categorical prior",)
-    needs = {"discrete": "its draws are classes"}  # noqa: RUF012
+    needs = {"discrete": "its draws are classes"}
     logits: Tensor
 
     def __init__(self, *, latent_dim: int, classes: int, learned: bool):

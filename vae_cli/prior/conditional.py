@@ -19,7 +19,7 @@ class Conditional(nn.Module):
         hidden: widths of the hidden layers between c and (μ, log σ); none gives each class a Gaussian of its own.
     """
 
-    needs = {"labels": "needs labels"}  # noqa: RUF012
+    needs = {"labels": "needs labels"}
 
     def __init__(self, *, latent_dim: int, condition_dim: int, hidden: Widths):
         super().__init__()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.config.types import Count, SomeWidths
-from vae_cli.distribution import Remembering
+from vae_cli.distribution import CachedLogProb
 from vae_cli.posterior.flow import start_as_identity
 
 MEAN_DRAWS = 1000  # that the mean is estimated from
@@ -23,7 +23,7 @@ class Flow(nn.Module):
         hidden: widths of the hidden layers of each transform's network.
     """
 
-    needs = {"two dimensions": "an autoregressive flow needs two dimensions"}  # noqa: RUF012
+    needs = {"two dimensions": "an autoregressive flow needs two dimensions"}
 
     def __init__(self, *, latent_dim: int, transforms: Count, hidden: SomeWidths):
         super().__init__()
@@ -34,4 +34,4 @@ class Flow(nn.Module):
 
     def forward(self, c: Tensor | None = None) -> Distribution:
         """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
-        return Remembering(self.flow(), draws=MEAN_DRAWS)
+        return CachedLogProb(self.flow(), draws=MEAN_DRAWS)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae_cli.batch import Batch
 from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
@@ -89,8 +90,8 @@ def spread(n: int, y: Tensor | None, most: int) -> Tensor:
     return (rank * len(counts) + y).argsort()[:most]
 
 
-def mix(data: Resident, most: int, *, balanced: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Return a mix of at most `most` examples x [n, *shape] with their labels; of large ones, fewer.
+def mix(data: Resident, most: int, *, balanced: bool = True) -> Batch:
+    """Return a mix of at most `most` examples; of large ones, fewer.
 
     `balanced` takes the classes in turn; else they keep their shares.
     """
@@ -101,8 +102,9 @@ def mix(data: Resident, most: int, *, balanced: bool = True) -> tuple[Tensor, Te
 @torch.no_grad()
 def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
     """Return a mix of n examples above the means of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
-    x, y = mix(data, n)
-    return torch.stack([x, vae.decode(vae.encode(x, y).mean, y).mean])
+    batch = mix(data, n)
+    made = vae.likelihood.picture(vae.decode(vae.encode(batch).mean, batch.y))
+    return torch.stack([batch.x, made])
 
 
 @torch.no_grad()
@@ -145,14 +147,14 @@ def traversals(
     Rows stand in the order of `kl` [D], the most informative dimension first; where the KL is not known by dimension,
     in that of the variance of the codes. Each starts from another example of a mix.
     """
-    means = vae.encode(*mix(data, n, balanced=False)).mean
+    means = vae.encode(mix(data, n, balanced=False)).mean
     order = by_information(kl if len(kl) == means.shape[1] else None, means)[:most].to(means.device)
-    x, y = mix(data, len(order))
-    start = torch.arange(len(order), device=means.device) % len(x)
+    batch = mix(data, len(order))
+    start = torch.arange(len(order), device=means.device) % len(batch.x)
     offsets = torch.linspace(-2.5, 2.5, steps, device=means.device)
-    codes = moved(vae.encode(x, y).mean[start], means, order, offsets)
-    label = None if y is None else y[start].repeat_interleave(steps, 0)
-    made = vae.decode(codes.flatten(0, 1), label).mean.view(*codes.shape[:2], *vae.shape)
+    codes = moved(vae.encode(batch).mean[start], means, order, offsets)
+    label = None if batch.y is None else batch.y[start].repeat_interleave(steps, 0)
+    made = vae.likelihood.picture(vae.decode(codes.flatten(0, 1), label)).view(*codes.shape[:2], *vae.shape)
     return made, order.tolist()
 
 
@@ -162,7 +164,7 @@ def codes(vae: VAE, data: Resident, n: int = 2000) -> tuple[Tensor, Tensor | Non
     index = spread(len(data), None, n).to(data.device)
     at_once = max(1, min(500, MEMORY // max(1, math.prod(vae.shape))))
     batches = [data.batch(part) for part in index.split(at_once)]
-    means, labels = zip(*((vae.encode(x, y).mean.cpu(), y) for x, y in batches), strict=True)
+    means, labels = zip(*((vae.encode(batch).mean.cpu(), batch.y) for batch in batches), strict=True)
     return torch.cat(means), None if labels[0] is None else torch.cat(labels).cpu()
 
 
@@ -171,7 +173,7 @@ def thumbnails(data: Resident, n: int, spec: Spec, side: int) -> Tensor | None:
     if not is_picture(spec.shape):
         return None
     parts = spread(len(data), None, n).to(data.device).split(FEW)
-    found = [sprites(data.batch(part)[0], spec, side) for part in parts]
+    found = [sprites(data.batch(part).x, spec, side) for part in parts]
     return torch.cat([each for each in found if each is not None])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_cli.config.types import Count
 from vae_cli.errors import UserError
 
 
@@ -30,7 +31,9 @@ class Label(nn.Module):
         UserError: there are neither classes nor attributes.
     """
 
-    def __init__(self, *, classes: int | None, attributes: int | None, embedding: int | None = None):
+    gives = ("labels",)
+
+    def __init__(self, *, classes: int | None, attributes: int | None, embedding: Count | None):
         super().__init__()
         width = classes or attributes
         if not width:
