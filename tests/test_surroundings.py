@@ -357,10 +357,9 @@ def test_a_disk_too_small_for_what_a_run_can_do_without(tmp_path, disk, part):
     disk(tmp_path / "run" / part, 8192)
     done = command(*SMALL, f"hydra.run.dir={tmp_path}/run")
     assert (done.returncode, done.stderr) == (0, "")
-    told = [line for line in done.stdout.splitlines() if "No space left on device" in line]
+    told = [line for line in done.stdout.splitlines() if "No space left on device" in line and part in line]
     assert len(told) == 1
     assert told[0].startswith("warning: ")
-    assert part in told[0]
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
