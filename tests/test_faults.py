@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,21 @@ def test_a_full_disk_leaves_no_part_of_a_file_and_its_name_is_told(finished_run,
     assert all(path.stat().st_size < limit for path in new)
     assert not list(folder.rglob("*.partial"))
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+WRITES = re.compile(r"""(\S*)\.(?:write_text\(|write_bytes\(|open\(["'][wax])""")
+SAVES = re.compile(r"\b(?:savefig|np\.savez?\w*|torch\.save|save_file|OmegaConf\.save)\((?:\{.*\}, )?(\w+)")
+WRITTEN_ON = {"self.log", "self.metrics"}  # files that grow line by line
+
+
+def test_every_file_is_written_whole():
+    """What is written is first the file beside it that `disk.whole` gives, or a file within memory."""
+    found = []
+    for path in sorted((ROOT / "vae_cli").rglob("*.py")):
+        text = path.read_text()
+        found += [(path.name, each) for each in WRITES.findall(text) if each not in WRITTEN_ON | {"partial"}]
+        found += [(path.name, each) for each in SAVES.findall(text) if each not in ("partial", "file", "text")]
+    assert found == [("events.py", "_name(folder))")]  # a new file, which grows event by event
 
 
 def full_output():
