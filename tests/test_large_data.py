@@ -393,6 +393,15 @@ def test_a_broken_shard_is_named_and_skipped_only_where_that_is_asked(damage, fo
     assert all(torch.equal(x, y) for (x, _), (y, _) in zip(batches, again, strict=True))
 
 
+def test_an_index_of_another_shape_than_its_shards_is_refused_before_a_model_is_built(tmp_path):
+    index = packed(tmp_path, *SYNTHETIC)
+    (tmp_path / "index.json").write_text(
+        index.model_copy(update={"shape": [1_500_000], "valid": [], "test": []}).model_dump_json()
+    )
+    with pytest.raises(UserError, match=r"where \[1500000\] torch.uint8 is expected"):
+        parts.load_dataset(configure("data=shards", f"data.path={tmp_path}"))
+
+
 def test_a_shard_that_holds_less_than_its_index_says_is_broken(tmp_path):
     index = packed(tmp_path, *SYNTHETIC)
     first, second = (tmp_path / shard.file for shard in index.train[:2])

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
 from vae_cli.command import DEBUGGING, import_torch, own_folders, run_hydra, told
-from vae_cli.disk import read_object, write
+from vae_cli.disk import Unwritable, not_written, read_object, write
 from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
@@ -142,10 +142,9 @@ class Session:
             path.parent.mkdir(exist_ok=True)
             write(path)
         except Exception as error:
-            if DEBUGGING and not isinstance(error, OSError):
+            if DEBUGGING and not isinstance(error, (OSError, Unwritable)):
                 raise
-            line = f"warning: figures/{path.name}: could not be written ({first_line(error)})"
-            self.terminal.line(line, style="yellow")
+            self.terminal.line(f"warning: {not_written(f'figures/{path.name}', error)}", style="yellow")
 
 
 def _elbo(session: Session) -> dict[str, Any]:
