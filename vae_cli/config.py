@@ -58,8 +58,9 @@ def stored(folder: Path) -> dict[str, Any]:
 def completed(settings: Any) -> Any:
     """Return the settings of a stored run with those of its data that came later, at what the run did."""
     data = settings.get("data") if isinstance(settings, dict) else None
-    later = LATER.get(str(data.get("_target_"))) if isinstance(data, dict) else None
-    return {**settings, "data": {**later, **data}} if later else settings
+    if not isinstance(data, dict):
+        return settings
+    return {**settings, "data": {**LATER.get(str(data.get("_target_")), {}), **data}}
 
 
 def typed(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli import errors
+from vae_cli import __version__, errors
 from vae_cli.command import guarded, new_folder, own_folders, told
 from vae_cli.config import check
 from vae_cli.errors import CONF, UserError, first_line
@@ -110,12 +110,28 @@ def _torch(model: Trained, folder: Path) -> list[Path]:
     paths = []
     for name, program in _programs(model).items():
         paths.append(folder / f"{name}.pt2")
-        torch.export.save(program, paths[-1])
+        torch.export.save(program, paths[-1], extra_files={"about.json": json.dumps(_about(model))})
     return paths
 
 
+def _about(model: Trained) -> dict[str, str]:
+    """Return what another program must know beside the numbers, as JSON texts; the range is of x in its own units."""
+    import torch
+
+    spec = model.spec
+    low, high = (spec.restore(torch.full(model.vae.shape, bound)) for bound in (spec.low, spec.high))
+    facts = {
+        "vae_cli": __version__,
+        "shape": list(model.vae.shape),
+        "latent_dim": model.latent_dim,
+        "range": [float(low.min()), float(high.max())],
+        "classes": list(spec.names) if spec.names and model.conditional else None,
+    }
+    return {key: json.dumps(value) for key, value in facts.items()}
+
+
 def _onnx(model: Trained, folder: Path) -> list[Path]:
-    """Write ONNX files, and hold each against the model under onnxruntime."""
+    """Write ONNX files with what `_about` says in their metadata, and hold each against the model under onnxruntime."""
     import onnxruntime
     import onnxscript  # noqa: F401  the exporter needs it
     import torch
@@ -124,10 +140,10 @@ def _onnx(model: Trained, folder: Path) -> list[Path]:
     programs = _programs(model)
     for name, (module, inputs, takes, gives) in _parts(model).items():
         path = folder / f"{name}.onnx"
-        torch.onnx.export(
-            programs[name], (), path, input_names=takes, output_names=gives, dynamo=True, verbose=False,
-            external_data=False,
-        )  # fmt: skip
+        made = torch.onnx.export(programs[name], (), input_names=takes, output_names=gives, dynamo=True, verbose=False)
+        assert made is not None
+        made.model.metadata_props.update(_about(model))
+        made.save(path, external_data=False)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         _hold_against(session, module, inputs, name)
         paths.append(path)
@@ -161,8 +177,8 @@ def _safetensors(model: Trained, folder: Path) -> list[Path]:
 
     path = folder / "model.safetensors"
     weights = {name: value.contiguous() for name, value in model.vae.state_dict().items()}
-    about = {"config": json.dumps(model.config.plain), "data": json.dumps(model.spec.to_dict()), "format": "pt"}
-    save_file(weights, path, metadata=about)
+    own = {"config": json.dumps(model.config.plain), "data": json.dumps(model.spec.to_dict()), "format": "pt"}
+    save_file(weights, path, metadata=own | _about(model))
     return [path]
 
 

@@ -53,7 +53,7 @@ def huggingface(
     given = {"train": split, "valid": valid_split, "test": test_split}
     chosen = {key: _chosen(parts, key, wanted) for key, wanted in given.items()}
     columns = Columns(parts[split], image, label, None if size is None else frame(size), color, resize)
-    own = {
+    own: dict[str, Any] = {
         key: columns.examples(parts[each])
         for key, each in chosen.items()
         if each and not (streaming and key == "train")

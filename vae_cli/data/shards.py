@@ -61,7 +61,7 @@ def shards(
         if not Path(url).is_file():
             reader.tell(url, Broken("it is not there"))
     feeds = {split: Shards(urls, about[split], reader, readers, buffer) for split, urls in found.items()}
-    rest = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
+    rest: dict[str, Any] = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
     names = about["train"].names
     return Splits(feeds["train"], **rest, levels=about["train"].levels, names=tuple(names) if names else None)
 

@@ -200,9 +200,10 @@ def anomaly(
     """
     if over_classes == "auto":
         over_classes = "mean" if model.conditional and model.spec.classes and examples.y is None else "none"
+    columns: dict[str, list[Any]] = {}
     if over_classes == "none":
         examples.need_labels()
-        scores, columns = _scores(model, examples, score, samples), {}
+        scores = _scores(model, examples, score, samples)
     else:
         scores, columns = _scores_over_classes(model, examples, score, samples, over_classes)
     if examples.y is not None:
