@@ -563,6 +563,17 @@ def test_a_run_on_a_stream_of_the_hub(hub, offline, tmp_path):
     assert np.isfinite(summary["test/elbo"])
 
 
+def test_pictures_of_the_hub_and_of_shards_fill_their_frame_as_they_are_told(hub, offline, tmp_path):
+    write_shard(tmp_path / "a.tar", [{"png": png(200, (10, 20)), "cls": b"0"} for _ in range(4)])
+    for resize, borders in (("crop", False), ("pad", True)):
+        made = dataset("data=shards", f"data.path={tmp_path}/a.tar", "data.size=8", f"data.resize={resize}",
+                       "data.readers=1", "likelihood=gaussian").train  # fmt: skip
+        x = made.decode(list(made.read(0, 0, range(4)))).x[0]
+        assert (x[..., 0, :].max() == 0) == borders
+        x = on_hub(hub / "saved", "data.size=[8,20]", f"data.resize={resize}", "likelihood=gaussian").train.x[:]
+        assert (x[..., 0].max() == 0) == borders
+
+
 def test_wrong_settings_of_the_hub_get_a_line(hub, offline, monkeypatch, tmp_path):
     path = hub / "saved"
     for overrides, message in (
