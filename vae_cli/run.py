@@ -32,7 +32,7 @@ FEW = 20  # effective samples below which log p(x) is called a bound
 EARLY = 0.1  # the share of a run before which trainer.prune says nothing
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
 FEW_EVALUATED = 1000  # of them, where more would take too long
-FEW_WEIGHED = 20  # examples that log p(x) is computed of, where more would take too long
+FEW_WEIGHED = 10  # examples that log p(x) is computed of, where more would take too long
 ALWAYS = 2**28  # elements of p(x|z) that the final ELBOs, and again log p(x), may decode however short training was
 
 
