@@ -194,7 +194,7 @@ def test_ten_thousand_classes_are_one_drawing():
 def test_a_grid_rules_its_pictures_off_and_keeps_them_small(value):
     spec = Spec((256, 192), 256, 0.0, 1.0)
     drawn = pictures.grid(torch.full((2, 3, 256, 192), value), spec)
-    assert drawn.shape == (2 * 128 + pictures.GAP, 3 * 96 + 2 * pictures.GAP, 3)
+    assert drawn.shape == (2 * 128 + 5, 3 * 96 + 2 * 5, 3)
     between, tile = drawn[128, 0].float(), drawn[0, 0].float()
     assert (between - tile).abs().max() > 50  # a grey tile has a visible border as well
     assert pictures.grid(torch.rand(1, 1, 8, 8), Spec((8, 8), 256, 0.0, 1.0)).shape == (56, 56, 3)

@@ -58,6 +58,7 @@ class Drawn:
     latent: str
     latent_note: str
     tables: Sequence[tuple[str, str]] = ()
+    magnified: bool = True  # whether pictures are so small that their pixels are seen
 
 
 def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[dict[str, float]]) -> Drawn:
@@ -77,6 +78,7 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
         curves=curves,
         pictures=_pictures(vae, data, result, spec) if seen else (),
         tables=tables,
+        magnified=max(spec.shape[-2:]) < pictures.SMALL,
         kl=kl,
         latent=latent,
         latent_note=_latent_note(len(codes), spec if classes is not None else None),
