@@ -131,9 +131,7 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     splits, rows = results(heading.summary, reversed(SPLITS))  # on a phone the first column is what one sees
     shown = ((label, heading.summary.get(f"{heading.split}/{name}")) for name, label in TILES)
-    tiles = [
-        (label, f"{value:.2f}" if isinstance(value, float) else value) for label, value in shown if value is not None
-    ]
+    tiles = [(label, _tile(value)) for label, value in shown if value is not None]
     content = template.render(
         heading=heading, run=folder.name, command=_command(folder), tiles=tiles, splits=splits, rows=rows,
         warnings=warnings, sections=sections,
@@ -141,6 +139,13 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
     path = folder / "report.html"
     path.write_text(writable(content), encoding="utf-8")
     return path
+
+
+def _tile(value: Any) -> Any:
+    """Write a number so that it fits into its tile."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.2f}" if abs(value) < 1e7 else f"{value:.3g}"
 
 
 def label_names(labels: Tensor | None, spec: Spec) -> list[str] | None:
