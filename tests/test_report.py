@@ -66,7 +66,7 @@ def test_noise_about_a_level_raises_no_warning(validations, noise):
 
 
 def test_an_overfitting_run_says_so(tmp_path):
-    small = ("data.limit=60", "data.binarize=threshold", "trainer.epochs=400", "trainer.batch_size=60")
+    small = ("data.limit_train=60", "data.binarize=threshold", "trainer.epochs=400", "trainer.batch_size=60")
     summary = train(tmp_path / "run", *small, "optimizer.lr=0.003", "trainer.log_likelihood_samples=0", drawn=True)
     assert summary["evaluated_epoch"] < 300
     warnings = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
