@@ -414,7 +414,7 @@ def test_final_numbers_cost_no_more_than_training():
     assert (mnist.draws, mnist.train, mnist.weighed) == (8, 10_000, 1000)
     photographs = {"train": 960, "valid": 120, "test": 120}
     short, long = effort((3, 256, 256), photographs, 5), effort((3, 256, 256), photographs, 10_000)
-    assert (short.draws, short.train, short.weighed) == (1, 960, 20)
+    assert (short.draws, short.train, short.weighed) == (1, 960, 10)
     assert (long.draws, long.train, long.weighed) == (8, 960, 1000)
     asked = effort((3, 256, 256), photographs, 5, log_likelihood_examples="null")
     assert asked.weighed is None  # all, as was asked for

@@ -36,7 +36,7 @@ FEW_STEPS, LARGE = 1000, 28 * 28  # steps that teach little of examples with so 
 SEEN = 2**22  # elements of x that the final ELBO is judged by
 EVALUATED = 10_000  # training examples at most that the final numbers are computed on
 FEW_EVALUATED = 1000  # of them, where more would take too long
-FEW_WEIGHED = 20  # examples that log p(x) is computed of, where more would take too long
+FEW_WEIGHED = 10  # examples that log p(x) is computed of, where more would take too long
 ALWAYS = 2**28  # elements of p(x|z) that the final ELBOs, and again log p(x), may decode however short training was
 
 
