@@ -151,7 +151,9 @@ def _elbo(session: Session) -> dict[str, Any]:
     from vae_cli import metrics
     from vae_cli.report import figures
 
-    result = session.evaluation()
+    result, split = session.evaluation(), session.settings.split
+    if worse := metrics.worse_than_no_model(result, split, session.spec, session.vae.likelihood, session.data):
+        session.terminal.line(f"warning: {worse}", style="yellow")
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}

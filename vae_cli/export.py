@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import __version__, errors
-from vae_cli.command import guarded, import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
 from vae_cli.config import check, require_run
 from vae_cli.disk import whole, write
 from vae_cli.errors import CONF, UserError, first_line

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
 from vae_cli.command import DEBUGGING, ERRORS, expected, guarded, own_folders, refuse_misused, require_memory
-from vae_cli.disk import SETTINGS, read_object, whole, write, written
+from vae_cli.disk import SETTINGS, read_object, write
 from vae_cli.errors import CONF, OVERLAYS, UserError
 from vae_cli.interruption import RESUMABLE, Interrupted, begin, deferred, heed
 from vae_cli.lock import Busy, wait
