@@ -19,7 +19,13 @@ from vae_cli.config import compose
 DOCS = Path(__file__).parent.parent / "docs"
 QUICK = ("trainer.log_likelihood_samples=0", "trainer.epochs=100")
 DEEP = ("model.hidden=[256,256,256,256]", "model.latent_dim=32", "optimizer.lr=0.003")
-FEW = ("data.limit=60", "data.binarize=threshold", "optimizer.lr=0.003", "trainer.epochs=600", "trainer.log_every=5")
+FEW = (
+    "data.limit_train=60",
+    "data.binarize=threshold",
+    "optimizer.lr=0.003",
+    "trainer.epochs=600",
+    "trainer.log_every=5",
+)
 GAUSSIAN = ("likelihood=gaussian", "optimizer.lr=0.003")
 CASES = {
     "collapse": (("valid/elbo", "valid/kl", "valid/active_units"),

@@ -9,14 +9,17 @@ import sys
 import urllib.request
 import zipfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tensorboard import program
 
+import vae_cli
 from tests.conftest import ROOT, TINY, command, train
 from tests.processes import Command, logged, wait_for
 from vae_cli import checkpoint
+from vae_cli.errors import UserError
 
 QUICK = [*TINY, "trainer.batch_size=32"]
 
@@ -141,6 +144,15 @@ def test_the_readmes_own_likelihood_works_from_any_folder(tmp_path):
     done = command("resume=run", "trainer.steps=4", cwd=tmp_path)
     assert "give the folder of yours with --config-dir" in done.stderr
     done = command("--config-dir", "mine", "resume=run", "trainer.steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    evaluate = partial(command, "run=run", "trust=[student]", "metrics=[elbo]", module="vae_cli.evaluate", cwd=tmp_path)
+    line = "give the folder that holds student with --config-dir, in Python by sys.path.append"
+    done = evaluate()
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert line in done.stderr
+    with pytest.raises(UserError, match=line):
+        vae_cli.load(tmp_path / "run", trust=True)
+    done = evaluate("--config-dir", "mine")
     assert done.returncode == 0, done.stderr
 
 

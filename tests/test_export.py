@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from vae_cli.schema import Export
 
 import vae_cli
 from tests.test_generate import finished
 from vae_cli.config import check
 from vae_cli.errors import UserError
 from vae_cli.export import export
+from vae_cli.schema import Export
 
 SHORT = ["trainer.steps=20", "trainer.log_likelihood_samples=0"]
 
@@ -42,12 +42,26 @@ def expectations(model, folder, n):
     return x, y, q, model.decode(q.mean, y).mean
 
 
+def told(found, name):
+    """Hold what a file says of itself against the run that it is of."""
+    about = {key: json.loads(value) for key, value in found.items() if key not in ("config", "data", "format")}
+    assert about["vae_cli"] == vae_cli.__version__
+    assert (about["shape"], about["latent_dim"]) == {"conv": ([8, 8], 20), "table": ([4], 3), "flow": ([8, 8], 20)}[
+        name
+    ]
+    assert about["classes"] == ([str(k) for k in range(10)] if name == "conv" else None)
+    low, high = about["range"]
+    assert (low, high) == (0.0, 1.0) if name != "table" else 0 < low < 40 and 60 < high < 110
+
+
 @pytest.mark.parametrize("name", ["conv", "table"])
 @pytest.mark.parametrize("n", [1, 7])
 def test_onnx_agrees_with_the_model(folders, name, n, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     encoder, decoder = export(settings(folders[name], "onnx", str(tmp_path / "out")))
+    for path in (encoder, decoder):
+        told(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map, name)
     model = vae_cli.load(folders[name], device="cpu")
     x, y, q, mean = expectations(model, folders[name], n)
     labels = {} if y is None else {"y": y.numpy()}
@@ -60,6 +74,9 @@ def test_onnx_agrees_with_the_model(folders, name, n, tmp_path):
 
 def test_a_torch_program_agrees_with_the_model(folders, tmp_path):
     encoder, decoder = export(settings(folders["conv"], "torch", str(tmp_path / "out")))
+    content = {"about.json": ""}
+    torch.export.load(encoder, extra_files=content)
+    told(json.loads(content["about.json"]), "conv")
     model = vae_cli.load(folders["conv"], device="cpu")
     x, y, q, mean = expectations(model, folders["conv"], 5)
     loc, _ = torch.export.load(encoder).module()(x, y)
@@ -74,6 +91,7 @@ def test_safetensors_hold_weights_and_settings_alone(folders, tmp_path):
     with safetensors.safe_open(path, "pt") as file:
         assert set(file.keys()) == set(model.vae.state_dict())
         assert json.loads(file.metadata()["config"]) == model.config.plain
+        told(file.metadata(), "flow")
         for name, value in model.vae.state_dict().items():
             torch.testing.assert_close(file.get_tensor(name), value)
 

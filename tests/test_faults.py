@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from vae_cli.schema import every
+import yaml
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.ordeals import assert_same, equal, full_after, history, numbers, soak, survive, weights
@@ -21,6 +22,7 @@ from vae_cli.errors import UserError
 from vae_cli.lock import locked
 from vae_cli.machine import memory_told
 from vae_cli.report import Reporter, reporter
+from vae_cli.schema import every
 from vae_cli.trainer import pace_of_checkpoints
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
@@ -195,10 +197,139 @@ def test_a_full_disk_is_told_by_the_files_name_and_spares_the_earlier_checkpoint
     limit = (folder / "checkpoints" / "last.pt").stat().st_size // 2
     done = command(f"resume={folder}", "trainer.steps=24", before=partial(full_after, limit))
     assert done.returncode == 1
-    assert "checkpoints/last.pt: the checkpoint cannot be written" in done.stderr
+    assert "checkpoints/last.pt: cannot be written (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
     assert equal(weights(folder), before)
     assert not list((folder / "checkpoints").glob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A run as vae-train leaves it, for commands that read it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(folder, *TINY)
+    write_settings(folder)
+    return folder
+
+
+def write_settings(folder):
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(configure(*TINY).plain))
+
+
+WRITERS = {
+    "generate.app": [
+        ["task=sample", "task.n=32"], ["task=interpolate", "task.steps=12"], ["task=encode"], ["task=anomaly"],
+        ["task=sample", "task.sampler=gaussian_mixture"],
+    ],
+    "export": [["format=torch"], ["format=safetensors"], ["format=onnx"]],
+    "evaluate": [["metrics=[elbo]"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "typed"), [(module, each) for module, all_ in WRITERS.items() for each in all_])
+def test_a_full_disk_leaves_no_part_of_a_file_and_its_name_is_told(finished_run, tmp_path, module, typed):
+    if "format=onnx" in typed:
+        pytest.importorskip("onnxscript")
+    folder, limit = tmp_path / "run", 300 if module == "evaluate" else 600
+    shutil.copytree(finished_run, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = command(f"run={folder}", *typed, module=f"vae_cli.{module}", before=partial(full_after, limit))
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cannot be written (File too large)" in done.stderr
+    assert str(folder) in done.stderr.splitlines()[-1]
+    new = [path for path in folder.rglob("*") if path.is_file() and path not in before and path.suffix != ".log"]
+    assert all(path.stat().st_size < limit for path in new)
+    assert not list(folder.rglob("*.partial"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+WRITES = re.compile(r"""(\S*)\.(?:write_text\(|write_bytes\(|open\(["'][wax])""")
+SAVES = re.compile(r"\b(?:savefig|np\.savez?\w*|torch\.save|save_file|OmegaConf\.save)\((?:\{.*\}, )?(\w+)")
+WRITTEN_ON = {"self.log", "self.metrics"}  # files that grow line by line
+
+
+def test_every_file_is_written_whole():
+    """What is written is first the file beside it that `disk.whole` gives, or a file within memory."""
+    found = []
+    for path in sorted((ROOT / "vae_cli").rglob("*.py")):
+        text = path.read_text()
+        found += [(path.name, each) for each in WRITES.findall(text) if each not in WRITTEN_ON | {"partial"}]
+        found += [(path.name, each) for each in SAVES.findall(text) if each not in ("partial", "file", "text")]
+    assert found == [("events.py", "_name(folder))")]  # a new file, which grows event by event
+
+
+def full_output():
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def test_a_full_standard_output_costs_no_results(finished_run, tmp_path):
+    out = tmp_path / "out"
+    typed = ["task=encode", f"output={out}"]
+    done = command(f"run={finished_run}", *typed, module="vae_cli.generate.app", before=full_output)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "codes.npz").is_file()
+
+
+def ascii_alone():
+    """What PYTHONIOENCODING=ascii makes of standard output."""
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+
+
+def test_a_terminal_that_lacks_letters_loses_no_training(tmp_path):
+    done = command(*TINY, f"hydra.run.dir={tmp_path}/run", before=ascii_alone)
+    assert done.returncode == 0, done.stderr
+    assert " +- " in done.stdout
+    assert done.stdout.isascii()
+    assert "report: " in done.stdout
+    assert (tmp_path / "run" / "summary.json").is_file()
+    help_ = command("--help", module="vae_cli.evaluate", before=ascii_alone)
+    assert help_.returncode == 0
+    assert help_.stdout.isascii()
+
+
+def test_a_table_that_cannot_be_printed_costs_nothing_else(tmp_path, monkeypatch):
+    def failing(*_):
+        raise UnicodeEncodeError("ascii", "±", 0, 1, "ordinal not in range(128)")
+
+    monkeypatch.setattr(reporter.Terminal, "table", failing)
+    train(tmp_path, *TINY)
+    assert "the table: could not be written" in json.loads((tmp_path / "summary.json").read_text())["warnings"][-1]
+
+
+@pytest.mark.parametrize("lost", ["renamed", "deleted", "another in its place"])
+def test_a_folder_that_goes_while_the_run_writes_into_it_is_noticed_soon(tmp_path, monkeypatch, lost):
+    from vae_cli.step import Step
+
+    folder, aside, steps, call = tmp_path / "run", tmp_path / "aside", [], Step.__call__
+
+    def counted(self, *arguments, **named):
+        steps.append(1)
+        if len(steps) == 10:
+            folder.rename(aside)
+            if lost == "deleted":
+                shutil.rmtree(aside)
+            if lost == "another in its place":
+                folder.mkdir()
+                (folder / ".lock").touch()
+        call(self, *arguments, **named)
+
+    monkeypatch.setattr(Step, "__call__", counted)
+    with pytest.raises(UserError, match="run: deleted or renamed while the run wrote into it"):
+        train(folder, *SHORT)
+    assert len(steps) == 12  # the log interval is 4
+    assert not folder.exists() if lost != "another in its place" else os.listdir(folder) == [".lock"]
+    if lost == "renamed":
+        monkeypatch.undo()
+        write_settings(aside)
+        assert train(aside, *SHORT, resume=True)["steps"] == 24
+
+
+def test_a_checkpoint_does_not_bring_a_deleted_run_back(tmp_path):
+    with pytest.raises(UserError, match=r"last\.pt: cannot be written"):
+        checkpoint.save({"step": 1}, tmp_path / "run" / "checkpoints" / "last.pt")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("no such formula")])

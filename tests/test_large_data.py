@@ -393,6 +393,15 @@ def test_a_broken_shard_is_named_and_skipped_only_where_that_is_asked(damage, fo
     assert all(torch.equal(x, y) for (x, _), (y, _) in zip(batches, again, strict=True))
 
 
+def test_an_index_of_another_shape_than_its_shards_is_refused_before_a_model_is_built(tmp_path):
+    index = packed(tmp_path, *SYNTHETIC)
+    (tmp_path / "index.json").write_text(
+        index.model_copy(update={"shape": [1_500_000], "valid": [], "test": []}).model_dump_json()
+    )
+    with pytest.raises(UserError, match=r"where \[1500000\] torch.uint8 is expected"):
+        parts.load_dataset(configure("data=shards", f"data.path={tmp_path}"))
+
+
 def test_a_shard_that_holds_less_than_its_index_says_is_broken(tmp_path):
     index = packed(tmp_path, *SYNTHETIC)
     first, second = (tmp_path / shard.file for shard in index.train[:2])
@@ -552,6 +561,17 @@ def test_a_run_on_a_stream_of_the_hub(hub, offline, tmp_path):
     settings = ["data=huggingface", f"data.path={hub}/saved", "data.streaming=true", "conditional=label", *FEW_STEPS]
     summary = train(tmp_path / "run", *settings, "likelihood=discretized_logistic")
     assert np.isfinite(summary["test/elbo"])
+
+
+def test_pictures_of_the_hub_and_of_shards_fill_their_frame_as_they_are_told(hub, offline, tmp_path):
+    write_shard(tmp_path / "a.tar", [{"png": png(200, (10, 20)), "cls": b"0"} for _ in range(4)])
+    for resize, borders in (("crop", False), ("pad", True)):
+        made = dataset("data=shards", f"data.path={tmp_path}/a.tar", "data.size=8", f"data.resize={resize}",
+                       "data.readers=1", "likelihood=gaussian").train  # fmt: skip
+        x = made.decode(list(made.read(0, 0, range(4)))).x[0]
+        assert (x[..., 0, :].max() == 0) == borders
+        x = on_hub(hub / "saved", "data.size=[8,20]", f"data.resize={resize}", "likelihood=gaussian").train.x[:]
+        assert (x[..., 0].max() == 0) == borders
 
 
 def test_wrong_settings_of_the_hub_get_a_line(hub, offline, monkeypatch, tmp_path):

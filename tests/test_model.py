@@ -1,11 +1,11 @@
 import pytest
 import torch
 from torch import nn
-from vae_cli.conditioning import Label, Unconditional
-from vae_cli.model.ladder import Ladder
 
+from vae_cli.conditioning import Label, Unconditional
 from vae_cli.errors import UserError
 from vae_cli.model.conv import Conv
+from vae_cli.model.ladder import Ladder
 from vae_cli.model.layers import ACTIVATIONS, ConvTranspose
 from vae_cli.model.linear import Linear
 from vae_cli.model.mlp import MLP

@@ -132,7 +132,7 @@ def test_a_disk_that_refuses_the_shorter_curves_keeps_the_longer(tmp_path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
             train(tmp_path, *SHORT, resume=True)
     assert metrics.read_bytes() == before

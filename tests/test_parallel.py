@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests import ranks as compositions
 from tests.conftest import ROOT, command
 from tests.processes import Command, started, wait_for
-from vae_cli import liveness
+from vae_cli import checkpoint, liveness, parallel
 from vae_cli.errors import UserError
-from vae_cli.trainer import refuse_uneven
+from vae_cli.trainer import _own_sums, refuse_uneven
 
 SMALL = ["data=synthetic", "data.n=400", "data.shape=[12,12]", "model.hidden=[32]", "trainer.device=cpu"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {
@@ -79,6 +80,7 @@ def test_ranks_train_what_one_process_would(tmp_path, alone, count, names):
         assert_equal(alone / name, tmp_path / name, tolerance=1e-2 if name == "bf16" else 1e-4)
     if "intervals" in names:
         assert_equal(tmp_path / "intervals", tmp_path / "resumed", tolerance=0.0)
+        assert len(checkpoint.load(tmp_path / "intervals" / "checkpoints" / "last.pt")["sums"]) == count
 
 
 def test_a_run_of_two_ranks_is_one_run_and_goes_on_with_one(tmp_path):
@@ -213,6 +215,14 @@ def listening(port):
     return any(
         f":{port:04X} " in line.split(" 0A ")[0] for text in found for line in text.splitlines() if " 0A " in line
     )
+
+
+def test_ranks_go_on_with_their_own_sums_and_others_with_the_mean(monkeypatch):
+    sums = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert _own_sums(sums).tolist() == [2.0, 3.5]
+    monkeypatch.setattr(parallel, "count", lambda: 2)
+    assert _own_sums(sums).tolist() == [3.0, 5.0]
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -19,7 +19,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import TINY, command, configure, train
 from vae_cli import api, checkpoint, parts
@@ -27,6 +26,7 @@ from vae_cli.data import files, shards
 from vae_cli.disk import write_csv
 from vae_cli.errors import UserError
 from vae_cli.generate.sources import read_codes
+from vae_cli.schema import OPTIONS, foreign
 
 MARK = "harm-was-done"
 

@@ -52,8 +52,10 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
             if keep is not None and path.is_file():
                 _link(path, keep)
         _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise Unwritable(f"{path}: cannot be written ({first_line(error)})") from error
+    except (OSError, RuntimeError) as error:  # torch's hides the disk's own, in whose wake it comes
+        disk = error if isinstance(error, OSError) else error.__context__
+        why = disk.strerror if isinstance(disk, OSError) and disk.strerror else first_line(error)
+        raise Unwritable(f"{path}: cannot be written ({why})") from error
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

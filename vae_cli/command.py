@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 
@@ -165,8 +166,44 @@ def told(name: str) -> Iterator[None]:
         sys.exit(f"{name}: error: {line}")
 
 
+def require_memory(module: str) -> None:
+    """Where the address space is limited (`ulimit -v`), import a module in a process of its own, which may abort.
+
+    The C++ of torch ends a process that is short of memory while it is loaded, without an exception.
+
+    Raises:
+        UserError: that failed.
+    """
+    if module in sys.modules or not _memory_is_limited():
+        return
+    if not (child := os.fork()):
+        _import_silently(module)
+    if os.waitpid(child, 0)[1] != 0:
+        raise UserError("out of memory: torch cannot be loaded within this `ulimit -v`; a higher one is allowed")
+
+
+def _memory_is_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def _import_silently(module: str) -> None:
+    """Import a module as all that this process does."""
+    try:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        import_module(module)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
 def import_torch() -> None:
     """Import torch, and begin the work of a command."""
+    require_memory("torch")
     import torch  # noqa: F401
 
     begin()

@@ -68,6 +68,11 @@ def write(path: Path, content: str | bytes, mark: str = "") -> Path:
     return path
 
 
+def not_written(what: str, error: Exception) -> str:
+    """Return the line that says what could not be written, and why; where the error names the file, its own."""
+    return str(error) if isinstance(error, Unwritable) else f"{what}: could not be written ({first_line(error)})"
+
+
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
     """Write a whole CSV file, in which no text is a spreadsheet's formula, and return its path."""
     text = io.StringIO(newline="")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors
 from vae_cli.command import DEBUGGING, import_torch, own_folders, run_hydra, told
-from vae_cli.disk import read_object, write
+from vae_cli.disk import Unwritable, not_written, read_object, write
 from vae_cli.errors import CONF, UserError, first_line
 
 if TYPE_CHECKING:
@@ -142,17 +142,18 @@ class Session:
             path.parent.mkdir(exist_ok=True)
             write(path)
         except Exception as error:
-            if DEBUGGING and not isinstance(error, OSError):
+            if DEBUGGING and not isinstance(error, (OSError, Unwritable)):
                 raise
-            line = f"warning: figures/{path.name}: could not be written ({first_line(error)})"
-            self.terminal.line(line, style="yellow")
+            self.terminal.line(f"warning: {not_written(f'figures/{path.name}', error)}", style="yellow")
 
 
 def _elbo(session: Session) -> dict[str, Any]:
     from vae_cli import metrics
     from vae_cli.report import figures
 
-    result = session.evaluation()
+    result, split = session.evaluation(), session.settings.split
+    if worse := metrics.worse_than_no_model(result, split, session.spec, session.vae.likelihood, session.data):
+        session.terminal.line(f"warning: {worse}", style="yellow")
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli import errors
+from vae_cli import __version__, errors
 from vae_cli.command import import_torch, new_folder, own_folders, run_hydra, told
 from vae_cli.config import check, require_run
 from vae_cli.config.commands import Export
@@ -115,13 +115,29 @@ def _torch(model: Trained, folder: Path) -> list[Path]:
     paths = []
     for name, program in _programs(model).items():
         file = io.BytesIO()
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(_about(model))})
         paths.append(write(folder / f"{name}.pt2", file.getvalue()))
     return paths
 
 
+def _about(model: Trained) -> dict[str, str]:
+    """Return what another program must know beside the numbers, as JSON texts; the range is of x in its own units."""
+    import torch
+
+    spec = model.spec
+    low, high = (spec.restore(torch.full(model.vae.shape, bound)) for bound in (spec.low, spec.high))
+    facts = {
+        "vae_cli": __version__,
+        "shape": list(model.vae.shape),
+        "latent_dim": model.latent_dim,
+        "range": [float(low.min()), float(high.max())],
+        "classes": list(spec.names) if spec.names and model.conditional else None,
+    }
+    return {key: json.dumps(value) for key, value in facts.items()}
+
+
 def _onnx(model: Trained, folder: Path) -> list[Path]:
-    """Write ONNX files, and hold each against the model under onnxruntime."""
+    """Write ONNX files with what `_about` says in their metadata, and hold each against the model under onnxruntime."""
     import onnxruntime
     import onnxscript  # noqa: F401  the exporter needs it
     import torch
@@ -130,11 +146,11 @@ def _onnx(model: Trained, folder: Path) -> list[Path]:
     programs = _programs(model)
     for name, (module, inputs, takes, gives) in _parts(model).items():
         path = folder / f"{name}.onnx"
+        made = torch.onnx.export(programs[name], (), input_names=takes, output_names=gives, dynamo=True, verbose=False)
+        assert made is not None
+        made.model.metadata_props.update(_about(model))
         with whole(path) as partial:
-            torch.onnx.export(
-                programs[name], (), partial, input_names=takes, output_names=gives, dynamo=True, verbose=False,
-                external_data=False,
-            )  # fmt: skip
+            made.save(partial, external_data=False)
             session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
             _hold_against(session, module, inputs, name)
         paths.append(path)
@@ -167,8 +183,8 @@ def _safetensors(model: Trained, folder: Path) -> list[Path]:
     from safetensors.torch import save
 
     weights = {name: value.contiguous() for name, value in model.vae.state_dict().items()}
-    about = {"config": json.dumps(model.config.plain), "data": json.dumps(model.spec.to_dict()), "format": "pt"}
-    return [write(folder / "model.safetensors", save(weights, metadata=about))]
+    own = {"config": json.dumps(model.config.plain), "data": json.dumps(model.spec.to_dict()), "format": "pt"}
+    return [write(folder / "model.safetensors", save(weights, metadata=own | _about(model)))]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ def find(group: str, part: Part) -> Callable[..., Any]:
         holder = importlib.import_module(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{group}._target_={part.target}: cannot be imported ({reason})") from error
+        root = module.partition(".")[0]
+        absent = isinstance(error, ModuleNotFoundError) and error.name == root
+        hint = f"; give the folder that holds {root} with --config-dir, in Python by sys.path.append" if absent else ""
+        raise UserError(f"{group}._target_={part.target}: cannot be imported ({reason}){hint}") from error
     if not hasattr(holder, name):
         raise UserError(f"{group}._target_={part.target}: {module} has no {name}{suggest(name, dir(holder))}")
     return getattr(holder, name)

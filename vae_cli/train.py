@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import errors, follow, ranks, sweep
-from vae_cli.command import DEBUGGING, ERRORS, expected, guarded, own_folders, refuse_misused
+from vae_cli.command import DEBUGGING, ERRORS, expected, guarded, own_folders, refuse_misused, require_memory
 from vae_cli.disk import SETTINGS, read_object, write
 from vae_cli.errors import CONF, OVERLAYS, UserError
 from vae_cli.interruption import RESUMABLE, Interrupted, begin, deferred, heed
@@ -292,6 +292,7 @@ def _accepted(settings: dict[str, Any]) -> Config:
 
 def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume: bool, sweeping: bool = False) -> float:
     config = _accepted(settings)
+    require_memory("vae_cli.run")
     with deferred():
         from vae_cli import run  # brings torch
 

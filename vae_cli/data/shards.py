@@ -66,6 +66,7 @@ def shards(
         if not Path(url).is_file():
             reader.tell(url, Broken("it is not there"))
     feeds = {split: Shards(urls, about[split], reader, readers, buffer) for split, urls in found.items()}
+    feeds["train"].refuse_another_shape()
     rest: dict[str, Any] = {split: feeds[split].all() for split in ("valid", "test") if split in feeds}
     own = about["train"]
     names = tuple(own.names) if own.names else None
@@ -328,6 +329,19 @@ class Shards(Feed):
             if low < high:
                 yield from islice(self.reader.samples(self.urls[k], self.counts[k]), low, high)
             start += self.counts[k]
+
+    def refuse_another_shape(self) -> None:
+        """Refuse an index whose examples are of another shape than the first one, before a model is built for them.
+
+        What a command gives is not asked for twice, and where broken examples are skipped the first one says nothing.
+
+        Raises:
+            UserError: it is so.
+        """
+        if self.reader.skip or self.urls[0].startswith(COMMAND):
+            return
+        if first := list(islice(self.reader.samples(self.urls[0], None), 1)):
+            self.decode(first)
 
     def all(self) -> Examples:
         """Return every example, in order."""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli.data import Dataset, Examples, Spec
+from vae_cli.data import Dataset, Examples, Resident, Spec
 from vae_cli.metrics.elbo import Evaluation
 
 ENTRIES = 2**20  # entries of a table that are looked at
 FEW_VALUES = 10  # different values of a column up to which it may be of categories
+SEEN = 2**22  # elements of x that an ELBO is judged by
 SURE = 4.0  # standard errors
 
 
@@ -82,7 +83,7 @@ def _listed(columns: Sequence[int]) -> str:
     return f"columns {shown}{', …' if len(columns) > 8 else ''} ({len(columns)} in all, counted from 0)"
 
 
-def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: Any, x: Tensor) -> str | None:
+def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: Any, data: Resident) -> str | None:
     """Say so where the ELBO of a split is clearly below what its elements give one by one, with no model at all.
 
     Args:
@@ -90,8 +91,9 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
         split: its name.
         spec: of the data.
         likelihood: of the model.
-        x: examples of the split [N, *shape], as the model sees them.
+        data: of the split.
     """
+    x, _ = data.part(max(1, SEEN // spec.size)).batch(slice(None))
     nats, what = _without_a_model(spec, likelihood, x)
     if not result.elbo + SURE * (0.0 if math.isnan(result.elbo_stderr) else result.elbo_stderr) < nats:
         return None

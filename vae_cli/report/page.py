@@ -59,6 +59,7 @@ class Drawn:
     latent: str
     latent_note: str
     tables: Sequence[tuple[str, str]] = ()
+    magnified: bool = True  # whether pictures are so small that their pixels are seen
 
 
 def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[dict[str, float]]) -> Drawn:
@@ -78,6 +79,7 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
         curves=curves,
         pictures=_pictures(vae, data, result, spec) if seen else (),
         tables=tables,
+        magnified=max(spec.shape[-2:]) < pictures.SMALL,
         kl=kl,
         latent=latent,
         latent_note=_latent_note(len(codes), spec if classes is not None else None),
@@ -132,9 +134,7 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     splits, rows = results(heading.summary, reversed(SPLITS))  # on a phone the first column is what one sees
     shown = ((label, heading.summary.get(f"{heading.split}/{name}")) for name, label in TILES)
-    tiles = [
-        (label, f"{value:.2f}" if isinstance(value, float) else value) for label, value in shown if value is not None
-    ]
+    tiles = [(label, _tile(value)) for label, value in shown if value is not None]
     content = template.render(
         heading=heading, run=folder.name, command=_command(folder), tiles=tiles, splits=splits, rows=rows,
         warnings=warnings, sections=sections,
@@ -145,6 +145,13 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
 def _shown(value: Any) -> Any:
     """Return a text of the run as a page can hold it; what was drawn, an element of the page itself, stays as it is."""
     return writable(value) if type(value) is str else value
+
+
+def _tile(value: Any) -> Any:
+    """Write a number so that it fits into its tile."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.2f}" if abs(value) < 1e7 else f"{value:.3g}"
 
 
 def label_names(labels: Tensor | None, spec: Spec) -> list[str] | None:

@@ -12,7 +12,7 @@ from vae_cli.batch import Batch
 from vae_cli.data import Resident, Spec
 from vae_cli.vae import VAE
 
-GAP = 2  # pixels between the pictures of a grid
+GAP = 1 / 28  # of a picture's longer side that is left between the pictures of a grid
 RULE = (86, 140, 196)  # the colour of the gap: apart from every grey, on light and on dark pages
 SMALL, LARGE = 56, 128  # pixels a side that pictures are magnified towards, and reduced to
 MEMORY = 2**25  # elements of examples that are looked at together at most, where fewer would do
@@ -33,10 +33,11 @@ def grid(x: Tensor, spec: Spec, *, largest: int | None = LARGE) -> Tensor:
     rows, columns = x.shape[:2]
     tiles = _bytes(_sized(_unit(x, spec).reshape(rows * columns, -1, *spec.shape[-2:]), largest))
     height, width = tiles.shape[-2:]
-    ruled = torch.tensor(RULE, dtype=torch.uint8).view(3, 1, 1).repeat(rows * columns, 1, height + GAP, width + GAP)
+    gap = max(1, round(GAP * max(height, width)))
+    ruled = torch.tensor(RULE, dtype=torch.uint8).view(3, 1, 1).repeat(rows * columns, 1, height + gap, width + gap)
     ruled[..., :height, :width] = tiles
-    laid_out = ruled.view(rows, columns, 3, height + GAP, width + GAP).permute(0, 3, 1, 4, 2)
-    return laid_out.flatten(0, 1).flatten(1, 2)[:-GAP, :-GAP]
+    laid_out = ruled.view(rows, columns, 3, height + gap, width + gap).permute(0, 3, 1, 4, 2)
+    return laid_out.flatten(0, 1).flatten(1, 2)[:-gap, :-gap]
 
 
 def sprites(x: Tensor, spec: Spec, largest: int | None = None) -> Tensor | None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from vae_cli.command import DEBUGGING
 from vae_cli.config import as_chosen
 from vae_cli.data import Resident, Spec
-from vae_cli.disk import write, written
-from vae_cli.errors import first_line
+from vae_cli.disk import Unwritable, not_written, write, written
 from vae_cli.metrics import Evaluation, undisturbed
 from vae_cli.output import number
 from vae_cli.report import page, pictures
@@ -87,9 +86,9 @@ class Reporter:
         try:
             write()
         except Exception as error:  # no picture is worth a run's numbers
-            if DEBUGGING and not isinstance(error, OSError):
+            if DEBUGGING and not isinstance(error, (OSError, Unwritable)):
                 raise
-            line = f"{what}: could not be written ({first_line(error)})"
+            line = not_written(what, error)
             if line not in self.warnings:
                 self.warn(line)
 
