@@ -93,7 +93,7 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
         likelihood: of the model.
         data: of the split.
     """
-    x, _ = data.part(max(1, SEEN // spec.size)).batch(slice(None))
+    x = data.part(max(1, SEEN // spec.size)).batch(slice(None)).x
     nats, what = _without_a_model(spec, likelihood, x)
     if not result.elbo + SURE * (0.0 if math.isnan(result.elbo_stderr) else result.elbo_stderr) < nats:
         return None
