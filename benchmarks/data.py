@@ -28,7 +28,7 @@ COMMON = [
 
 def write(path: Path, n: int) -> None:
     """Write n smooth 28×28 pictures as an .npy, a part at a time."""
-    from vae_cli.data.embedded import synthetic
+    from vae_cli.data.synthetic import synthetic
 
     some = synthetic(n=10_000, shape=[28, 28], classes=0).train.x[:].numpy()
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(n, 28, 28))
@@ -53,8 +53,8 @@ class Watch(threading.Thread):
 
 def one(overrides: list[str]) -> dict[str, float]:
     """Train in this process; return the peak of its memory in MiB, seconds to the first step, and examples/s."""
-    from vae_cli import run
     from vae_cli.config import compose
+    from vae_cli.training import run
 
     watch, times = Watch(), [time.perf_counter()]
     watch.start()
@@ -81,7 +81,7 @@ def cases(folder: Path, n: int) -> dict[str, list[str]]:
     if n > PACKED:
         return {"arrays, mapped": array}
     subprocess.run(
-        [sys.executable, "-m", "vae_cli.pack", "pack", *array, "data.valid=1000", f"out={folder}/shards"],
+        [sys.executable, "-m", "vae_cli.commands.pack", "pack", *array, "data.valid=1000", f"out={folder}/shards"],
         stdout=subprocess.DEVNULL, check=True,
     )  # fmt: skip
     return found | {"shards": ["data=shards", f"data.path={folder}/shards", "data.valid=null"]}

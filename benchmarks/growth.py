@@ -14,12 +14,12 @@ import torch
 
 from benchmarks.step import trainer
 from benchmarks.throughput import machine, quiet
-from vae_cli import run
 from vae_cli.config import compose
-from vae_cli.data import pixels
+from vae_cli.data.batches import pixels
+from vae_cli.data.batches.resident import Resident
 from vae_cli.data.examples import Examples
-from vae_cli.data.resident import Resident
-from vae_cli.machine import flushing
+from vae_cli.system.machine import flushing
+from vae_cli.training import run
 
 RESULTS = Path(__file__).parent / "results" / "growth.md"
 SMALL = ["data=synthetic", "data.n=2000", "data.shape=[12,12]", "trainer.log_likelihood_samples=0"]
@@ -45,7 +45,7 @@ def train(*overrides: str) -> None:
 def over_steps() -> list[float]:
     """Return the memory at each tenth of a run."""
     found: list[float] = []
-    from vae_cli.step import Step
+    from vae_cli.training.step import Step
 
     call, count = Step.__call__, [0]
 

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 import yaml
 
-from vae_cli import checkpoint, metrics, parts
+from vae_cli import metrics, parts
 from vae_cli.config import compose
-from vae_cli.randomness import seed_everything
+from vae_cli.system import checkpoint
+from vae_cli.system.randomness import seed_everything
 
 RESULTS = Path(__file__).parent / "results" / "likelihood.json"
 NETWORK = ["data=mnist", "model.hidden=[300,300]", "model.activation=gated", "model.latent_dim=40"]
@@ -68,7 +69,7 @@ def train_ours(name: str, epochs: int) -> None:
     settings = [*OURS[name], *TRAINING, f"trainer.epochs={epochs}"]
     own = {setting.partition("=")[0] for setting in OURS[name]}
     settings += [setting for setting in NETWORK if setting.partition("=")[0] not in own]
-    command = [sys.executable, "-m", "vae_cli.train", *settings, f"hydra.run.dir={folder_of(name, epochs)}"]
+    command = [sys.executable, "-m", "vae_cli.commands.train", *settings, f"hydra.run.dir={folder_of(name, epochs)}"]
     subprocess.run(command, check=True)
 
 

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vae_cli import run
 from vae_cli.config import compose
+from vae_cli.training import run
 
 DOCS = Path(__file__).parent.parent / "docs"
 QUICK = ("trainer.log_likelihood_samples=0", "trainer.epochs=100")

@@ -50,11 +50,11 @@ def run(name: str) -> dict[str, float]:
     folder = FOLDER / name
     if not (folder / "summary.json").is_file():
         settings = [f"experiment={name}", *SHORT[name], f"hydra.run.dir={folder}", "trainer.log_likelihood_samples=0"]
-        subprocess.run([sys.executable, "-m", "vae_cli.train", *settings], check=True)
+        subprocess.run([sys.executable, "-m", "vae_cli.commands.train", *settings], check=True)
     split, samples = ("train", 5000) if name == "ppca" else ("test", 1000)
     if not (folder / "evaluation.json").is_file():
         settings = [f"run={folder}", f"split={split}", f"samples={samples}", "metrics=[elbo,log_likelihood]"]
-        subprocess.run([sys.executable, "-m", "vae_cli.evaluate", *settings], check=True)
+        subprocess.run([sys.executable, "-m", "vae_cli.commands.evaluate", *settings], check=True)
     found = json.loads((folder / "evaluation.json").read_text()) | json.loads((folder / "summary.json").read_text())
     return {key.removeprefix(f"{split}/"): value for key, value in found.items() if isinstance(value, (int, float))}
 

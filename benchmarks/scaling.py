@@ -48,9 +48,11 @@ def worker(case: str, batch: int, steps: int, device: str) -> None:
     """As one of the ranks: train, and let the first print what it measured."""
     import torch
 
-    from vae_cli import parallel, ranks, run
     from vae_cli.config import compose
-    from vae_cli.trainer import Trainer, choose_device
+    from vae_cli.system import parallel, ranks
+    from vae_cli.system.device import choose_device
+    from vae_cli.training import run
+    from vae_cli.training.trainer import Trainer
 
     found: dict[str, Any] = {}
     fit = Trainer.fit
@@ -81,7 +83,7 @@ def all_reduce_seconds(size: int, device: Any) -> float:
     import torch
     import torch.distributed as dist
 
-    from vae_cli import parallel
+    from vae_cli.system import parallel
 
     if parallel.count() == 1:
         return 0.0

@@ -20,10 +20,10 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.throughput import RESULTS, machine, quiet
-from vae_cli import run
 from vae_cli.config import compose
 from vae_cli.report import Reporter
-from vae_cli.trainer import Trainer
+from vae_cli.training import run
+from vae_cli.training.trainer import Trainer
 
 CASES = {
     "vae-train": (),

@@ -14,7 +14,7 @@ from benchmarks.throughput import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "startup.md"
 REPEATS = 7
-TRAIN = [sys.executable, "-m", "vae_cli.train"]
+TRAIN = [sys.executable, "-m", "vae_cli.commands.train"]
 COMMANDS = {
     "python": [sys.executable, "-c", "pass"],
     "import torch": [sys.executable, "-c", "import torch"],
@@ -27,7 +27,8 @@ COMMANDS = {
 
 def first_step() -> None:
     """Train on the digits by vae-train, and leave the process after the first step."""
-    from vae_cli import step, train
+    from vae_cli.commands import train
+    from vae_cli.training import step
 
     taken = step.Step.__call__
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.throughput import COMMON, RESULTS, machine, products
-from vae_cli import run
 from vae_cli.config import compose
 from vae_cli.parts import build, load_dataset
 from vae_cli.report import Silent
-from vae_cli.trainer import Trainer
+from vae_cli.training import run
+from vae_cli.training.trainer import Trainer
 
 REPEATS, CALLS = 40, 25
 

@@ -14,7 +14,7 @@ from benchmarks.throughput import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "sweeps.md"
 REPEATS = 3
-SWEEP = [sys.executable, "-m", "vae_cli.train", "-m", "sweep=grid", "trainer.epochs=100"]
+SWEEP = [sys.executable, "-m", "vae_cli.commands.train", "-m", "sweep=grid", "trainer.epochs=100"]
 LAUNCHERS = {"basic": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]}
 GOAL = 0.65
 

@@ -36,11 +36,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_cli import run
 from vae_cli.config import compose
 from vae_cli.model.layers import ConvTranspose
 from vae_cli.parts import build, load_dataset
-from vae_cli.trainer import Trainer
+from vae_cli.training import run
+from vae_cli.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 EXAMPLES = 60_000

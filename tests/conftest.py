@@ -10,9 +10,9 @@ import torch
 
 from tests.ordeals import TINY
 from tests.processes import ROOT, command
-from vae_cli import run
 from vae_cli.config import compose
 from vae_cli.report import Reporter
+from vae_cli.training import run
 
 __all__ = ["ROOT", "TINY", "command", "configure", "train"]
 

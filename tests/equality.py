@@ -1,7 +1,7 @@
 """Did a change of the code change its numbers? Every pair of options, 50 steps on the digits, to the bit.
 
-    python -m tests.equality record FILE      # before
-    python -m tests.equality compare FILE     # after: prints what differs, and by how much
+python -m tests.equality record FILE      # before
+python -m tests.equality compare FILE     # after: prints what differs, and by how much
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.conftest import train
 from tests.test_pairwise import OPTIONS, cover, refused
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 STEPS = 50
 COMMON = (

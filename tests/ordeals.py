@@ -28,12 +28,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.processes import Command, command, wait_for
-from vae_cli import checkpoint, parts
+from vae_cli import parts
 from vae_cli.config import compose
-from vae_cli.data import files
-from vae_cli.errors import UserError
+from vae_cli.data import arrays as files
 from vae_cli.report import Reporter
-from vae_cli.step import Step
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
+from vae_cli.training.step import Step
 
 TINY = ["data=synthetic", "data.n=200", "data.shape=[12,12]", "model.latent_dim=4", "trainer.steps=2"]
 KILLED = [*TINY, "trainer.steps=1500", "trainer.checkpoint_every=25", "trainer.validate_every=40",

@@ -39,7 +39,7 @@ class Command:
     def __init__(
         self,
         *arguments: object,
-        module: str = "vae_cli.train",
+        module: str = "vae_cli.commands.train",
         cwd: Path = ROOT,
         before: Callable[[], object] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -130,7 +130,7 @@ def _content(path: Path) -> bytes:
 
 def fresh(*arguments: object, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
     """Run vae-train in a process that nothing was done in yet: launchers of many processes need one."""
-    with started("-m", "vae_cli.train", *arguments) as process:
+    with started("-m", "vae_cli.commands.train", *arguments) as process:
         said = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, *said)
 

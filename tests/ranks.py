@@ -5,9 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-from vae_cli import parallel, run
 from vae_cli.config import compose
-from vae_cli.step import Step
+from vae_cli.system import parallel
+from vae_cli.training import run
+from vae_cli.training.step import Step
 
 COMMON = [
     "data=synthetic", "data.n=400", "data.shape=[12,12]", "model.latent_dim=4", "trainer.steps=20",

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from vae_cli.schema import every
 
 from tests.conftest import ROOT, TINY, command, configure
-from vae_cli.command import expected, refuse_misused
-from vae_cli.errors import UserError, one_line
-from vae_cli.output import shell_assignment
-from vae_cli.schema import every
+from vae_cli.commands.shared import expected, refuse_misused
+from vae_cli.config.words import one_line
+from vae_cli.system.errors import UserError
+from vae_cli.system.output import shell_assignment
 
 NO_COMPLETION = "--shell-completion: install=SHELL, uninstall=SHELL or query=SHELL, of bash, fish or zsh, is allowed"
 MISUSED = {

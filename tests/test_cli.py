@@ -18,8 +18,8 @@ from tensorboard import program
 import vae_cli
 from tests.conftest import ROOT, TINY, command, train
 from tests.processes import Command, logged, wait_for
-from vae_cli import checkpoint
-from vae_cli.errors import UserError
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
 
 QUICK = [*TINY, "trainer.batch_size=32"]
 
@@ -145,7 +145,9 @@ def test_the_readmes_own_likelihood_works_from_any_folder(tmp_path):
     assert "give the folder of yours with --config-dir" in done.stderr
     done = command("--config-dir", "mine", "resume=run", "trainer.steps=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    evaluate = partial(command, "run=run", "trust=[student]", "metrics=[elbo]", module="vae_cli.evaluate", cwd=tmp_path)
+    evaluate = partial(
+        command, "run=run", "trust=[student]", "metrics=[elbo]", module="vae_cli.commands.evaluate", cwd=tmp_path
+    )
     line = "give the folder that holds student with --config-dir, in Python by sys.path.append"
     done = evaluate()
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -227,7 +229,9 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path):
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
-    code = "import vae_cli, vae_cli.train, sys; assert 'site' in vae_cli.__file__; vae_cli.train.main()"
+    code = (
+        "import vae_cli, vae_cli.commands.train, sys; assert 'site' in vae_cli.__file__; vae_cli.commands.train.main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *QUICK, "conditional=label"],
         cwd=tmp_path / "empty",

@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from tests.conftest import command
-from vae_cli.compare import compare, find, group, missing, varying
-from vae_cli.errors import UserError
+from vae_cli.commands.compare import compare, find, group, missing, varying
 from vae_cli.report import figures
+from vae_cli.system.errors import UserError
 
 
 def fake(folder, numbers, measure="log-mass of binary values", **settings):
     """A run folder with no more in it than a comparison reads."""
     (folder / ".hydra").mkdir(parents=True)
-    raw = {"data": {"_target_": "vae_cli.data.embedded.digits", "seed": 0}, "seed": 1, "model": {"latent_dim": 2}}
+    raw = {"data": {"_target_": "vae_cli.data.digits.digits", "seed": 0}, "seed": 1, "model": {"latent_dim": 2}}
     for key, value in settings.items():
         part, _, name = key.partition("__")
         raw = {**raw, part: {**raw.get(part, {}), name: value}} if name else {**raw, part: value}
@@ -88,7 +88,7 @@ def test_what_varies_is_found(sweep):
 
 
 def test_errors_are_one_line(tmp_path):
-    done = command(tmp_path, module="vae_cli.compare")
+    done = command(tmp_path, module="vae_cli.commands.compare")
     assert done.returncode == 1
     assert done.stderr.startswith("vae-compare: error: ")
     assert done.stderr.count("\n") == 1
@@ -167,7 +167,7 @@ def test_a_sweep_whose_jobs_all_failed_says_why(tmp_path):
     for job in range(30):
         (tmp_path / str(job)).mkdir()
         (tmp_path / str(job) / "error.txt").write_text("kl.weight=-1: at least 0 is allowed\n")
-    done = command(tmp_path, module="vae_cli.compare")
+    done = command(tmp_path, module="vae_cli.commands.compare")
     lines = done.stderr.splitlines()
     assert done.returncode == 1
     assert lines[1] == f"{tmp_path}: 30 of 30 jobs failed or are not finished"

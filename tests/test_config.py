@@ -10,10 +10,11 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from vae_cli.schema import OPTIONS
 
 from tests.conftest import ROOT, command, configure
-from vae_cli.errors import CONF, UserError, groups, one_line
-from vae_cli.schema import OPTIONS
+from vae_cli.config.words import CONF, groups, one_line
+from vae_cli.system.errors import UserError
 
 GROUPS = groups()  # of vae-train
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]

@@ -9,9 +9,11 @@ from PIL import Image
 from tests.conftest import configure, train
 from vae_cli import likelihood as L
 from vae_cli import metrics, parts
-from vae_cli.data import Examples, Resident, Splits, files, pixels, vision
+from vae_cli.data import Examples, Resident, Splits, vision
+from vae_cli.data import arrays as files
+from vae_cli.data.batches import pixels
 from vae_cli.data.examples import carve
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 CPU = torch.device("cpu")
 

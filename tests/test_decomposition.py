@@ -8,8 +8,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from tests.test_objective import small_vae
 from vae_cli.distribution import diagonal
-from vae_cli.errors import UserError
 from vae_cli.objective import MMD, BetaTC, Factor, permute_dimensions, stratified_weights
+from vae_cli.system.errors import UserError
 
 
 @pytest.mark.parametrize(("b", "n"), [(2, 10), (8, 100), (64, 64), (100, 9000)])

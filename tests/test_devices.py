@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import TINY, configure, train
-from vae_cli import checkpoint, run, trainer
 from vae_cli.report import Reporter
-from vae_cli.trainer import Trainer
+from vae_cli.system import checkpoint
+from vae_cli.training import run, trainer
+from vae_cli.training.trainer import Trainer
 
 HERE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 DEVICES = [

@@ -11,9 +11,9 @@ import yaml
 
 from tests.conftest import ROOT, TINY, command, train
 from vae_cli import metrics, parts
+from vae_cli.commands.evaluate import METRICS, evaluate
 from vae_cli.config import PATHS, validate_evaluate
-from vae_cli.errors import UserError
-from vae_cli.evaluate import METRICS, evaluate
+from vae_cli.system.errors import UserError
 
 SHORT = (*TINY[:-1], "trainer.steps=30", "trainer.log_likelihood_samples=20")
 SETTINGS = {
@@ -52,7 +52,7 @@ def finished(path, *overrides):
 
 
 def evaluate_cli(*arguments):
-    return command(*arguments, module="vae_cli.evaluate")
+    return command(*arguments, module="vae_cli.commands.evaluate")
 
 
 def test_the_restored_model_has_the_numbers_of_the_run(folder):
@@ -185,13 +185,15 @@ def test_data_that_changed_are_refused_and_data_that_moved_are_found(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         evaluate(settings(run))
     place = f"data.path={tmp_path}/moved.npz"
-    done = command(f"run={run}", "metrics=[elbo]", place, module="vae_cli.evaluate")
+    done = command(f"run={run}", "metrics=[elbo]", place, module="vae_cli.commands.evaluate")
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "evaluation.json").read_text())["test/elbo"] == first["test/elbo"]
-    done = command(f"run={run}", "task=anomaly", place, f"output={tmp_path}/scores", module="vae_cli.generate.app")
+    done = command(
+        f"run={run}", "task=anomaly", place, f"output={tmp_path}/scores", module="vae_cli.commands.generate.app"
+    )
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "scores").iterdir())
-    refused = command(f"run={run}", "data.root=.", module="vae_cli.evaluate")
+    refused = command(f"run={run}", "data.root=.", module="vae_cli.commands.evaluate")
     assert refused.stderr.endswith("data.root: no setting of the run's data (allowed: data.path, data.labels)\n")
     for changed, line in ((x * 1000, "mean"), (x[:150], "train: 160, now 120"), (x[:, :3], "shape")):
         np.savez(tmp_path / "table.npz", x=changed)

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from vae_cli.schema import Export
 
 import vae_cli
 from tests.test_generate import finished
+from vae_cli.commands.export import export
 from vae_cli.config import check
-from vae_cli.errors import UserError
-from vae_cli.export import export
-from vae_cli.schema import Export
+from vae_cli.system.errors import UserError
 
 SHORT = ["trainer.steps=20", "trainer.log_likelihood_samples=0"]
 

@@ -13,17 +13,17 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from vae_cli.schema import every
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.ordeals import assert_same, equal, full_after, history, numbers, soak, survive, weights
 from tests.processes import Command, logged, wait_for
-from vae_cli import checkpoint
-from vae_cli.errors import UserError
-from vae_cli.lock import locked
-from vae_cli.machine import memory_told
 from vae_cli.report import Reporter, reporter
-from vae_cli.schema import every
-from vae_cli.trainer import pace_of_checkpoints
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
+from vae_cli.system.lock import locked
+from vae_cli.system.machine import memory_told
+from vae_cli.training.trainer import pace_of_checkpoints
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 LONG = [*TINY, "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
@@ -149,7 +149,7 @@ def test_a_folder_has_one_run_at_a_time_and_a_dead_one_does_not_count(tmp_path):
     folder = tmp_path / "run"
     with locked(folder), pytest.raises(UserError, match=rf"another process \({os.getpid()}\) trains there"):
         train(folder, *TINY)
-    code = "from pathlib import Path; from vae_cli.lock import locked; import os\n"
+    code = "from pathlib import Path; from vae_cli.system.lock import locked; import os\n"
     code += f"with locked(Path({str(folder)!r})): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 9
     train(folder, *TINY)
@@ -267,7 +267,7 @@ def full_output():
 def test_a_full_standard_output_costs_no_results(finished_run, tmp_path):
     out = tmp_path / "out"
     typed = ["task=encode", f"output={out}"]
-    done = command(f"run={finished_run}", *typed, module="vae_cli.generate.app", before=full_output)
+    done = command(f"run={finished_run}", *typed, module="vae_cli.commands.generate.app", before=full_output)
     assert (done.returncode, done.stderr) == (0, "")
     assert (out / "codes.npz").is_file()
 
@@ -284,7 +284,7 @@ def test_a_terminal_that_lacks_letters_loses_no_training(tmp_path):
     assert done.stdout.isascii()
     assert "report: " in done.stdout
     assert (tmp_path / "run" / "summary.json").is_file()
-    help_ = command("--help", module="vae_cli.evaluate", before=ascii_alone)
+    help_ = command("--help", module="vae_cli.commands.evaluate", before=ascii_alone)
     assert help_.returncode == 0
     assert help_.stdout.isascii()
 
@@ -300,7 +300,7 @@ def test_a_table_that_cannot_be_printed_costs_nothing_else(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("lost", ["renamed", "deleted", "another in its place"])
 def test_a_folder_that_goes_while_the_run_writes_into_it_is_noticed_soon(tmp_path, monkeypatch, lost):
-    from vae_cli.step import Step
+    from vae_cli.training.step import Step
 
     folder, aside, steps, call = tmp_path / "run", tmp_path / "aside", [], Step.__call__
 
@@ -353,7 +353,7 @@ def test_who_looks_for_a_fault_sees_where_a_figure_failed(tmp_path, monkeypatch)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-    from vae_cli.step import Step
+    from vae_cli.training.step import Step
 
     original = Step.__call__
 
@@ -412,7 +412,7 @@ def test_checkpoints_by_epochs_and_by_the_clock(tmp_path, monkeypatch):
 def poison(monkeypatch, steps):
     """Make the loss of some steps NaN, gradients included, each the first time it is taken."""
     from vae_cli.objective import ELBO
-    from vae_cli.step import Step
+    from vae_cli.training.step import Step
 
     left, now = set(steps), [0]
     loss, call = ELBO.loss, Step.__call__
@@ -473,7 +473,7 @@ def test_an_interval_of_skipped_steps_has_no_means_and_ends_nothing(tmp_path, mo
 
 
 def test_steps_that_are_skipped_for_ever_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("vae_cli.trainer.SKIPS", 6)
+    monkeypatch.setattr("vae_cli.training.trainer.SKIPS", 6)
     poison(monkeypatch, range(9, 1000))
     with pytest.raises(UserError, match=r"loss or gradient of 8 steps in a row not finite by step 16; the checkpoint"):
         train(tmp_path, *SHORT, "trainer.on_nan=skip", "trainer.validate_every=100")
@@ -504,7 +504,7 @@ def test_a_run_that_diverges_goes_back_where_that_is_asked_for(tmp_path, monkeyp
 def test_a_run_that_goes_back_has_the_best_weights_of_then(tmp_path, monkeypatch):
     poison(monkeypatch, [15])
     scores = iter([-30.0, -20.0, -35.0, -33.0, -36.0, -34.0])  # at steps 5, 10, (15: back to 8,) 10, 15, 20, 24
-    monkeypatch.setattr("vae_cli.trainer.Trainer._score", lambda self, result: next(scores))
+    monkeypatch.setattr("vae_cli.training.trainer.Trainer._score", lambda self, result: next(scores))
     train(tmp_path, *SHORT, "trainer.on_nan=rollback", "trainer.validate_every=1")
     best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")
     assert (best["step"], best["score"]) == (5, -30.0)

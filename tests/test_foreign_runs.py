@@ -17,11 +17,13 @@ from tests.conftest import TINY, command, train
 from tests.processes import Command
 from tests.test_compare import fake
 from tests.test_untrusted import crafted  # noqa: F401  the fixture
-from vae_cli import api, checkpoint, study
-from vae_cli.compare import compare
-from vae_cli.data.files import named
-from vae_cli.errors import UserError
-from vae_cli.sweep import Sweep
+from vae_cli import api
+from vae_cli.commands import study
+from vae_cli.commands.compare import compare
+from vae_cli.commands.sweep import Sweep
+from vae_cli.data.arrays import named
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
 
 SOON = 60.0  # seconds in which a command refuses
 
@@ -52,7 +54,7 @@ def test_a_link_in_a_run_leads_nothing_outside(crafted, tmp_path, name):  # noqa
     link.symlink_to(victim if name in ("tensorboard", "generated") else victim / "text")
     for line in (
         refused(f"resume={crafted}", "trainer.steps=5"),
-        refused(f"run={crafted}", "metrics=[elbo]", module="vae_cli.evaluate"),
+        refused(f"run={crafted}", "metrics=[elbo]", module="vae_cli.commands.evaluate"),
     ):
         assert f"{link}: a link or no file" in line
     assert (victim / "text").read_text() == "mine"
@@ -153,7 +155,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]
 def test_yaml_that_grows_is_refused_at_once(crafted, text):  # noqa: F811
     (crafted / ".hydra" / "config.yaml").write_text(text)
     assert "config.yaml: cannot be read" in refused(f"resume={crafted}", "trainer.steps=5")
-    assert "config.yaml: cannot be read" in refused(f"run={crafted}", module="vae_cli.evaluate")
+    assert "config.yaml: cannot be read" in refused(f"run={crafted}", module="vae_cli.commands.evaluate")
 
 
 @pytest.mark.parametrize(

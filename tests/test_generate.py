@@ -15,14 +15,16 @@ from sklearn.metrics import roc_auc_score
 
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
-from vae_cli import checkpoint, parts
+from vae_cli import parts
+from vae_cli.commands.generate import tasks
+from vae_cli.commands.generate.app import generate, validate
+from vae_cli.commands.generate.latent import between
+from vae_cli.commands.generate.schema import TASKS
 from vae_cli.config import PATHS, check
-from vae_cli.data import files
-from vae_cli.errors import CONF, UserError
-from vae_cli.generate import tasks
-from vae_cli.generate.app import generate, validate
-from vae_cli.generate.latent import between
-from vae_cli.generate.schema import TASKS
+from vae_cli.config.words import CONF
+from vae_cli.data import arrays as files
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
 
 DIGITS = ["trainer.epochs=30", "trainer.log_likelihood_samples=0", "optimizer.lr=0.003"]
 
@@ -101,7 +103,7 @@ def test_samples_are_seeded_and_of_the_class_that_was_asked_for(folders):
 
 @pytest.mark.parametrize("sampler", ["gaussian_mixture", "flow"])
 def test_a_sampler_follows_the_codes_it_was_fitted_on(folders, sampler, monkeypatch):
-    from vae_cli.generate import samplers
+    from vae_cli.commands.generate import samplers
 
     monkeypatch.setattr(samplers, "STEPS", 300)
     z = made(folders["plain"], "sample", n=3000, sampler=sampler)["z"]
@@ -298,7 +300,7 @@ def test_what_does_not_fit_is_told(folders):
 
 
 def generated(*arguments):
-    return command(*arguments, module="vae_cli.generate.app")
+    return command(*arguments, module="vae_cli.commands.generate.app")
 
 
 def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import train
 from tests.ordeals import numbers
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 LIKELIHOODS = {
     "bernoulli": [], "continuous_bernoulli": [], "discretized_logistic": [], "categorical": [],

@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from tests.conftest import configure, train
-from vae_cli import checkpoint, parts, schema
-from vae_cli.data import cache, files, shards
-from vae_cli.data.mapped import Mapped
-from vae_cli.data.resident import Resident, Streamed
-from vae_cli.errors import UserError
-from vae_cli.pack import pack
+from vae_cli import parts, schema
+from vae_cli.commands.pack import pack
+from vae_cli.data import arrays as files
+from vae_cli.data import shards
+from vae_cli.data.batches import cache
+from vae_cli.data.batches.mapped import Mapped
+from vae_cli.data.batches.resident import Resident, Streamed
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
 
 CPU = torch.device("cpu")
 FEW_STEPS = ["model.latent_dim=4", "trainer.steps=6", "trainer.log_every=1", "trainer.batch_size=16"]
@@ -45,7 +48,7 @@ def in_files(monkeypatch, tmp_path):
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
     for module in (files, cache):
         monkeypatch.setattr(module, "SMALL", 0)
-    monkeypatch.setattr("vae_cli.data.mapped.CHUNK", 1000)
+    monkeypatch.setattr("vae_cli.data.batches.mapped.CHUNK", 1000)
     monkeypatch.setattr(files, "CHUNK", 1000)
 
 
@@ -95,7 +98,7 @@ def test_a_file_may_be_read_into_memory_and_not_where_it_does_not_fit(tmp_path, 
     assert (type(resident), type(resident.examples.x)) == (Resident, torch.Tensor)
     index = torch.tensor([5, 3, 11])
     assert torch.equal(resident.batch(index)[0], data.resident("train", CPU).batch(index)[0])
-    monkeypatch.setattr("vae_cli.data.resident.free_memory", lambda: 100)
+    monkeypatch.setattr("vae_cli.data.batches.resident.free_memory", lambda: 100)
     with pytest.raises(UserError, match=r"trainer\.resident=true: the examples need .* auto or false is allowed"):
         data.resident("train", CPU, True)
 
@@ -208,7 +211,7 @@ def test_shards_hold_the_examples_that_were_packed_and_an_epoch_each_of_them_onc
 def test_ranks_read_the_global_batches_each_from_its_own_shards(ranks, tmp_path, monkeypatch):
     packed(tmp_path, *SYNTHETIC)
     one = [x for x, _ in epoch(of_shards(tmp_path).resident("train", CPU), 3, 1, 8)]
-    monkeypatch.setattr("vae_cli.parallel.count", lambda: ranks)
+    monkeypatch.setattr("vae_cli.system.parallel.count", lambda: ranks)
     touched, own = [], shards.Reader.samples
     monkeypatch.setattr(shards.Reader, "samples", lambda self, url, n: (touched.append(url), own(self, url, n))[1])
     shares, opened = [], []
@@ -225,7 +228,7 @@ def test_ranks_read_the_global_batches_each_from_its_own_shards(ranks, tmp_path,
 
 def test_readers_that_ranks_cannot_share_are_refused(tmp_path, monkeypatch):
     packed(tmp_path, *SYNTHETIC)
-    monkeypatch.setattr("vae_cli.parallel.count", lambda: 3)
+    monkeypatch.setattr("vae_cli.system.parallel.count", lambda: 3)
     stream = of_shards(tmp_path).resident("train", CPU)
     with pytest.raises(UserError, match=r"data\.readers=4: a multiple of the 3 ranks is allowed"):
         stream.batch(stream.order(1, 0)[:4])
@@ -479,7 +482,7 @@ def test_packing_refuses_a_folder_of_something_else(tmp_path):
 
 def test_the_command_packs(tmp_path):
     def data(*arguments):
-        line = [sys.executable, "-m", "vae_cli.pack", *arguments]
+        line = [sys.executable, "-m", "vae_cli.commands.pack", *arguments]
         return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     done = data("pack", "data=synthetic", "data.n=100", "out=shards")

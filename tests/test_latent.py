@@ -12,7 +12,7 @@ from tests.test_likelihood import in_closed_form
 from vae_cli import parts
 from vae_cli.data import Spec
 from vae_cli.distribution import GaussianMixture, diagonal, kl_by_dimension, mixture
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 SPEC = Spec(shape=(4, 4), levels=2, low=0.0, high=1.0, names=("a", "b", "c"))
 PRIORS = {

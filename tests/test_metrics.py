@@ -12,16 +12,16 @@ from tests.conftest import TINY, configure, train
 from tests.test_objective import small_vae
 from vae_cli import metrics, parts
 from vae_cli.data import Examples, Resident, Spec
-from vae_cli.data.pixels import transform
-from vae_cli.errors import UserError
+from vae_cli.data.batches.pixels import transform
 from vae_cli.likelihood import Gaussian
-from vae_cli.machine import prepare_compiler
 from vae_cli.metrics.aggregate import MOST
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.quality import frechet, precision_recall
 from vae_cli.model.linear import Linear
 from vae_cli.objective import IWAE
 from vae_cli.posterior import FullGaussian
+from vae_cli.system.errors import UserError
+from vae_cli.system.machine import prepare_compiler
 
 CPU = torch.device("cpu")
 

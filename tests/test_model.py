@@ -1,17 +1,17 @@
 import pytest
 import torch
 from torch import nn
-
 from vae_cli.conditioning import Label, Unconditional
-from vae_cli.errors import UserError
-from vae_cli.model.conv import Conv
 from vae_cli.model.ladder import Ladder
+
+from vae_cli.model.conv import Conv
 from vae_cli.model.layers import ACTIVATIONS, ConvTranspose
 from vae_cli.model.linear import Linear
 from vae_cli.model.mlp import MLP
 from vae_cli.model.resnet import ResNet
 from vae_cli.posterior import Gaussian
 from vae_cli.prior import Standard
+from vae_cli.system.errors import UserError
 
 MODELS = {"mlp": MLP, "linear": Linear, "conv": Conv, "resnet": ResNet}
 PICTURES = [(28, 20), (8, 8), (3, 32, 32), (3, 64, 64), (1, 7, 13), (2, 5, 4), (4, 4)]

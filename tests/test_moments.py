@@ -15,13 +15,15 @@ import pytest
 from tests.conftest import TINY, command, configure, train
 from tests.ordeals import curves, equal, weights
 from tests.processes import Command, started, wait_for
-from vae_cli import checkpoint, run, sweep
-from vae_cli.data import cache
-from vae_cli.errors import UserError
-from vae_cli.interruption import Interrupted, deferred
+from vae_cli.commands import sweep
+from vae_cli.data.batches import cache
 from vae_cli.report import reporter
-from vae_cli.step import Step
-from vae_cli.trainer import Trainer
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
+from vae_cli.system.interruption import Interrupted, deferred
+from vae_cli.training import run
+from vae_cli.training.step import Step
+from vae_cli.training.trainer import Trainer
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=5", "trainer.batch_size=32", "trainer.log_likelihood_samples=0"]
 
@@ -169,7 +171,7 @@ def test_a_job_that_was_given_up_stays_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("output", ["a pipe that closes", "/dev/full"])
 def test_a_run_outlives_what_its_output_goes_to(tmp_path, output):
-    start = ["-m", "vae_cli.train", *SHORT, "trainer.steps=400", f"hydra.run.dir={tmp_path}/run"]
+    start = ["-m", "vae_cli.commands.train", *SHORT, "trainer.steps=400", f"hydra.run.dir={tmp_path}/run"]
     pipe = output == "a pipe that closes"
     with (
         open(os.devnull if pipe else output, "w") as sink,

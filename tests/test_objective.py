@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from vae_cli.conditioning import Unconditional
 
 from vae_cli import schedule
-from vae_cli.conditioning import Unconditional
 from vae_cli.distribution import _kl_of_elements
 from vae_cli.likelihood import Bernoulli, Gaussian
 from vae_cli.model.linear import Linear

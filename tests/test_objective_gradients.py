@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from vae_cli.conditioning import Unconditional
+from vae_cli.model.ladder import Ladder
 
 from tests.test_objective import small_vae
-from vae_cli.conditioning import Unconditional
 from vae_cli.likelihood import Gaussian
-from vae_cli.model.ladder import Ladder
 from vae_cli.model.linear import Linear
 from vae_cli.objective import ELBO, IWAE
 from vae_cli.posterior import Gaussian as Posterior

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import train
-from vae_cli.errors import CONF, UserError
+from vae_cli.config.words import CONF
 from vae_cli.report import Reporter
+from vae_cli.system.errors import UserError
 
 GROUPS = ("model", "likelihood", "kl", "conditional", "optimizer", "lr_schedule", "prior", "posterior", "objective")
 OPTIONS = {group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) for group in GROUPS}

@@ -16,9 +16,9 @@ import torch
 from tests import ranks as compositions
 from tests.conftest import ROOT, command
 from tests.processes import Command, started, wait_for
-from vae_cli import checkpoint, liveness, parallel
-from vae_cli.errors import UserError
-from vae_cli.trainer import _own_sums, refuse_uneven
+from vae_cli.system import checkpoint, liveness, parallel
+from vae_cli.system.errors import UserError
+from vae_cli.training.trainer import _own_sums, refuse_uneven
 
 SMALL = ["data=synthetic", "data.n=400", "data.shape=[12,12]", "model.hidden=[32]", "trainer.device=cpu"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {
@@ -85,7 +85,14 @@ def test_ranks_train_what_one_process_would(tmp_path, alone, count, names):
 
 def test_a_run_of_two_ranks_is_one_run_and_goes_on_with_one(tmp_path):
     run = tmp_path / "run"
-    arguments = ["-m", "vae_cli.train", *SMALL, "trainer.log_every=5", "trainer.validate_every=2", "trainer.steps=20"]
+    arguments = [
+        "-m",
+        "vae_cli.commands.train",
+        *SMALL,
+        "trainer.log_every=5",
+        "trainer.validate_every=2",
+        "trainer.steps=20",
+    ]
     said, code = torchrun("--standalone", "--nproc-per-node=2", *arguments, f"hydra.run.dir={run}")
     assert code == 0, said
     assert said.count("report: ") == 1
@@ -101,7 +108,7 @@ def test_a_run_of_two_ranks_is_one_run_and_goes_on_with_one(tmp_path):
 def test_a_rank_that_is_killed_ends_the_run_and_torchrun_goes_on_with_it(tmp_path):
     arguments = [*SMALL, "trainer.steps=4000", "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
     run = tmp_path / "run"
-    launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "vae_cli.train"]
+    launch = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "vae_cli.commands.train"]
     with launched(*launch, *arguments, f"hydra.run.dir={run}") as process:
         kill_one_rank(process, run)
         said, code = finished(process)
@@ -135,7 +142,7 @@ def test_one_of_three_machines_loses_its_rank_and_the_run_ends_as_if_it_had_not(
     run, one = tmp_path / "run", tmp_path / "one"
     launch = [
         "--nnodes=3", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=three", "-m", "vae_cli.train",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=three", "-m", "vae_cli.commands.train",
     ]  # fmt: skip
     with ExitStack() as ends:
         machines = [ends.enter_context(launched(*launch, *arguments, f"hydra.run.dir={run}")) for _ in range(3)]
@@ -150,7 +157,9 @@ def test_one_of_three_machines_loses_its_rank_and_the_run_ends_as_if_it_had_not(
 
 
 def test_ranks_of_other_settings_are_refused(tmp_path):
-    start = f"exec {sys.executable} -m vae_cli.train {' '.join(SMALL)} trainer.steps=2 seed=$RANK hydra.run.dir="
+    start = (
+        f"exec {sys.executable} -m vae_cli.commands.train {' '.join(SMALL)} trainer.steps=2 seed=$RANK hydra.run.dir="
+    )
     said, code = torchrun(
         "--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", f"{start}{tmp_path / 'run'}"
     )
@@ -163,7 +172,7 @@ def test_ranks_of_other_data_are_refused(tmp_path):
     np.save(tmp_path / "0.npy", x)
     np.save(tmp_path / "1.npy", x[::-1])
     own = f"data=arrays data.path={tmp_path}/$RANK.npy hydra.run.dir={tmp_path}/run {' '.join(SMALL[3:])}"
-    start = f"exec {sys.executable} -m vae_cli.train {own} trainer.steps=2 model=mlp"
+    start = f"exec {sys.executable} -m vae_cli.commands.train {own} trainer.steps=2 model=mlp"
     said, code = torchrun("--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", start)
     line = "error: data: rank 1 has other examples than rank 0 (train examples); ranks need the same data"
     assert code != 0

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from tests.conftest import TINY, train
-from vae_cli import diagnosis
 from vae_cli.data import Spec
 from vae_cli.report import page, pictures
 from vae_cli.report.console import Terminal
+from vae_cli.training import diagnosis
 
 EVIL = "<script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>\x1b[31m"
 CALLS_HOME = ("google", "gvt1.com")  # what the browser asks for itself, whatever it shows

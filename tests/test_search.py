@@ -8,14 +8,16 @@ import pytest
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import configure
 from tests.ordeals import killed_after
-from vae_cli import checkpoint, run
 from vae_cli.config import compose, flat, validate
-from vae_cli.errors import CONF, UserError
+from vae_cli.config.words import CONF
 from vae_cli.report import Reporter
-from vae_cli.schema import OPTIONS, foreign
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
+from vae_cli.training import run
 
 GROUPS = ("model", "likelihood", "kl", "conditional", "optimizer", "lr_schedule", "prior", "posterior", "objective")
 CHOICES = {group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) for group in GROUPS}

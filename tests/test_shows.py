@@ -12,9 +12,10 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from tests.conftest import configure, train
-from vae_cli import checkpoint, metrics, parts
+from vae_cli import metrics, parts
 from vae_cli.data import Resident
 from vae_cli.data.examples import Examples
+from vae_cli.system import checkpoint
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,14 @@ from torch.distributions import Distribution
 
 from tests.conftest import TINY, configure, train
 from vae_cli import parts
-from vae_cli.data.pixels import bernoulli
-from vae_cli.data.resident import Resident, Streamed, place
-from vae_cli.errors import UserError
+from vae_cli.data.batches.pixels import bernoulli
+from vae_cli.data.batches.resident import Resident, Streamed, place
 from vae_cli.likelihood import BernoulliElements
-from vae_cli.machine import usable_threads
 from vae_cli.optimizer import Adam, AdamW
-from vae_cli.step import Step, captured
+from vae_cli.system.errors import UserError
+from vae_cli.system.machine import usable_threads
+from vae_cli.training.graph import captured
+from vae_cli.training.step import Step
 
 CPU = torch.device("cpu")
 
@@ -184,10 +185,10 @@ def test_dynamic_binarisation_draws_each_pixel_with_its_probability(levels):
 def test_threads_are_those_granted(monkeypatch, tmp_path):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    monkeypatch.setattr("vae_cli.machine.AT_START", 64)
+    monkeypatch.setattr("vae_cli.system.machine.AT_START", 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr("vae_cli.machine.QUOTA", quota)
+    monkeypatch.setattr("vae_cli.system.machine.QUOTA", quota)
     assert usable_threads() == 16
     quota.write_text("max 100000\n")
     assert usable_threads() == 16

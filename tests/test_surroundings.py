@@ -29,7 +29,7 @@ from tests.ordeals import assert_same, curves, equal, full_after, killed_after, 
 from tests.processes import Command, logged, wait_for
 from vae_cli import api
 from vae_cli.data import vision
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32",
          "trainer.log_likelihood_samples=4"]  # fmt: skip
@@ -186,12 +186,12 @@ def test_a_path_with_spaces_and_letters_of_any_language(tmp_path):
     np.savez(home / "dåta.npz", x=np.random.default_rng(0).integers(0, 256, (60, 6, 6), dtype=np.uint8))
     path = str(home / "dåta.npz").replace("'", "\\'")
     steps = (
-        ("vae_cli.train", "data=arrays", f"data.path='{path}'", "model.latent_dim=2", "trainer.steps=4",
+        ("vae_cli.commands.train", "data=arrays", f"data.path='{path}'", "model.latent_dim=2", "trainer.steps=4",
          f"hydra.run.dir='{quoted}'"),
-        ("vae_cli.train", f"resume='{quoted}'", "trainer.steps=6"),
-        ("vae_cli.evaluate", f"run='{quoted}'", "samples=4"),
-        ("vae_cli.generate.app", f"run='{quoted}'", "task=interpolate", "task.indices=[0,1]"),
-        ("vae_cli.compare", home / "ein Lauf"),
+        ("vae_cli.commands.train", f"resume='{quoted}'", "trainer.steps=6"),
+        ("vae_cli.commands.evaluate", f"run='{quoted}'", "samples=4"),
+        ("vae_cli.commands.generate.app", f"run='{quoted}'", "task=interpolate", "task.indices=[0,1]"),
+        ("vae_cli.commands.compare", home / "ein Lauf"),
     )  # fmt: skip
     for module, *arguments in steps:
         done = command(*arguments, module=module, cwd=home)

@@ -14,11 +14,12 @@ from joblib import cpu_count
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.processes import fresh, logged, started, wait_for
-from vae_cli import run, sweep
-from vae_cli.errors import EXTRAS
-from vae_cli.lock import locked
-from vae_cli.pruning import MedianRule
+from vae_cli.commands import sweep
+from vae_cli.config.words import EXTRAS
 from vae_cli.report import Reporter
+from vae_cli.system.lock import locked
+from vae_cli.training import run
+from vae_cli.training.pruning import MedianRule
 
 SMALL = [*TINY, "trainer.log_likelihood_samples=0"]
 LONG = [*SMALL, "trainer.steps=200000", "trainer.log_every=10", "trainer.checkpoint_every=20"]
@@ -147,7 +148,7 @@ def test_joblib_runs_jobs_beside_one_another_and_lists_what_failed(tmp_path, tol
 def test_an_interrupted_sweep_leaves_no_process_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "sweep"
     sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", *LONG, f"hydra.sweep.dir={folder}"]
-    with started("-m", "vae_cli.train", *sweep, stdout=subprocess.DEVNULL) as process:
+    with started("-m", "vae_cli.commands.train", *sweep, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: len(list(folder.glob("*/checkpoints/last.pt"))) == 2 or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
         workers = [int(path.read_text()) for path in folder.glob("*/.lock")]
@@ -167,7 +168,7 @@ def test_the_workers_of_a_killed_sweep_save_and_end_and_it_goes_on(tmp_path):
     folder = tmp_path / "sweep"
     sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", *LONG,
              f"hydra.sweep.dir={folder}"]  # fmt: skip
-    with started("-m", "vae_cli.train", *sweep, stdout=subprocess.DEVNULL) as process:
+    with started("-m", "vae_cli.commands.train", *sweep, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: len(list(folder.glob("*/checkpoints/last.pt"))) == 2 or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
         workers = [int(path.read_text()) for path in folder.glob("*/.lock")]
@@ -209,7 +210,7 @@ def test_a_preempted_job_of_submitit_is_requeued_and_goes_on(tmp_path, told):
     lengthy = ["trainer.steps=4000", "trainer.validate_every=2000", "model.hidden=[16]", "trainer.batch_size=32"]
     sweep = ["hydra/launcher=submitit_local", "seed=1", *SMALL, *lengthy, "trainer.log_every=10",
              "trainer.checkpoint_every=100000", f"hydra.sweep.dir={folder}"]  # fmt: skip
-    with started("-m", "vae_cli.train", *arguments, *sweep, stdout=subprocess.DEVNULL) as process:
+    with started("-m", "vae_cli.commands.train", *arguments, *sweep, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: logged(folder / "0") or process.poll() is not None)
         assert process.poll() is None, process.stderr.read()
         job = int((folder / "0" / ".lock").read_text())
@@ -338,7 +339,7 @@ def test_the_score_may_be_the_log_likelihood_of_validation(tmp_path, without_pic
 
 
 def test_a_launcher_that_waits_for_a_signal_gets_it_once_all_is_saved(tmp_path, monkeypatch, without_pictures):
-    from vae_cli.step import Step
+    from vae_cli.training.step import Step
 
     original, seen = Step.__call__, []
 

@@ -11,12 +11,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, configure, train
-from vae_cli import checkpoint, parts, run, trainer
+from vae_cli import parts
 from vae_cli.data import Spec
-from vae_cli.errors import UserError
 from vae_cli.metrics import bits_per_dim, enough_draws, evaluate
-from vae_cli.randomness import seed_everything
 from vae_cli.report import Reporter
+from vae_cli.system import checkpoint
+from vae_cli.system.errors import UserError
+from vae_cli.system.randomness import seed_everything
+from vae_cli.training import run, trainer
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 TAGS = {

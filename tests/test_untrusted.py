@@ -19,14 +19,16 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import TINY, command, configure, train
-from vae_cli import api, checkpoint, parts
-from vae_cli.data import files, shards
-from vae_cli.disk import write_csv
-from vae_cli.errors import UserError
-from vae_cli.generate.sources import read_codes
-from vae_cli.schema import OPTIONS, foreign
+from vae_cli import api, parts
+from vae_cli.commands.generate.sources import read_codes
+from vae_cli.data import arrays as files
+from vae_cli.data import shards
+from vae_cli.system import checkpoint
+from vae_cli.system.disk import write_csv
+from vae_cli.system.errors import UserError
 
 MARK = "harm-was-done"
 
@@ -73,8 +75,8 @@ def test_a_pickle_in_place_of_a_checkpoint_does_not_run(crafted, name):
 
 
 TARGETS = (
-    "os.system", "subprocess.run", "builtins.eval", "vae_cli.train.os.system", "vae_cli.train._withdraw",
-    "vae_cli.command.os.system", "vae_cli.data.cache._write", "vae_cli.likelihood.torch.load", "torch.load",
+    "os.system", "subprocess.run", "builtins.eval", "vae_cli.commands.train.os.system", "vae_cli.commands.train._withdraw",
+    "vae_cli.commands.shared.os.system", "vae_cli.data.batches.cache._write", "vae_cli.likelihood.torch.load", "torch.load",
     "torch.optim.lr_scheduler.os.system",
 )  # fmt: skip
 
@@ -93,7 +95,7 @@ def test_our_own_targets_pass():
 
 
 def test_a_crafted_target_is_refused_by_every_command(crafted):
-    rewrite(crafted, lambda content: content["likelihood"].update(_target_="vae_cli.train.os.system"))
+    rewrite(crafted, lambda content: content["likelihood"].update(_target_="vae_cli.commands.train.os.system"))
     with pytest.raises(UserError, match=r"likelihood\._target_=vae_cli\.train\.os\.system: not a part of vae_cli"):
         api.load(crafted)
     done = command(f"resume={crafted}", "trainer.steps=5")
@@ -166,7 +168,9 @@ def test_names_lead_nowhere(crafted, tmp_path):
     folder = tmp_path / "named"
     done = command(*settings, "trainer.steps=2", f"hydra.run.dir={folder}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    made = command(f"run={folder}", "task.condition=all", "task.n=1", module="vae_cli.generate.app", cwd=tmp_path)
+    made = command(
+        f"run={folder}", "task.condition=all", "task.n=1", module="vae_cli.commands.generate.app", cwd=tmp_path
+    )
     assert made.returncode == 0, made.stderr
     assert set(tmp_path.parent.iterdir()) | set(tmp_path.iterdir()) == before | {folder}
     assert not [path for path in folder.rglob("*") if "escaped" in path.name]
@@ -363,7 +367,7 @@ def test_codes_from_elsewhere_are_data(crafted):
 
 
 def test_results_that_are_no_numbers_do_no_harm_in_a_comparison(crafted, capsys):
-    from vae_cli.compare import compare
+    from vae_cli.commands.compare import compare
 
     (crafted / "summary.json").write_text(json.dumps({"test/elbo": "<script>", "measure": ["x\x1b"], "warnings": 3}))
     assert [row.values("test/elbo") for row in compare([str(crafted)])] == [[]]
@@ -375,9 +379,10 @@ NO_OBJECTS = ["[]", "3", "null", '"text"', "", "{", "[" * 100_000, "9" * 5000, "
 
 @pytest.mark.parametrize("text", NO_OBJECTS)
 def test_results_that_are_none_are_refused_or_passed_over(tmp_path, text):
-    from vae_cli import compare, pruning
-    from vae_cli import evaluate as evaluation
-    from vae_cli import train as command_line
+    from vae_cli.commands import compare
+    from vae_cli.commands import evaluate as evaluation
+    from vae_cli.commands import train as command_line
+    from vae_cli.training import pruning
 
     folder = tmp_path / "0"
     (folder / ".hydra").mkdir(parents=True)
@@ -402,7 +407,7 @@ def test_results_that_are_none_are_refused_or_passed_over(tmp_path, text):
 
 
 def test_a_score_that_is_no_number_is_not_handed_to_a_sweeper():
-    from vae_cli.train import _score
+    from vae_cli.commands.train import _score
 
     assert _score({"score": "valid/elbo"}, {"valid/elbo": -1, "train/elbo": -2}) == -1.0
     for odd in ("high", None, [1], float("inf"), True):
@@ -420,7 +425,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--experimental-rerun", "--experimental-rerun=x.pickle", "--exp", "--e=x"])
 def test_settings_are_not_read_from_a_pickle(flag):
-    from vae_cli.command import _refuse_pickles
+    from vae_cli.commands.shared import _refuse_pickles
 
     with pytest.raises(UserError, match=rf"^{flag}: not allowed, it would run what a pickle holds"):
         _refuse_pickles(["seed=1", flag, "x.pickle"])

@@ -19,20 +19,24 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_cli import metrics, parts
+from vae_cli import finished, metrics
 from vae_cli.batch import Batch
 from vae_cli.config.run import Config
 from vae_cli.data import Spec
 from vae_cli.distribution import Rescaled
-from vae_cli.errors import suggest
-from vae_cli.trainer import choose_device
+from vae_cli.system.device import choose_device
+from vae_cli.system.errors import suggest
 from vae_cli.vae import VAE
 
 SLACK = 1e-4  # how far beyond the data's range a value may lie
 
 
 def load(
-    run: str | os.PathLike[str], *, device: str = "auto", trust: bool | Sequence[str] = False, data: parts.Places = None
+    run: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    trust: bool | Sequence[str] = False,
+    data: finished.Places = None,
 ) -> Trained:
     """Return the model of a finished run, in evaluation mode, with the weights that its numbers come from.
 
@@ -43,14 +47,18 @@ def load(
         data: where the run's data are now, if they have moved.
 
     Raises:
-        vae_cli.errors.UserError: there is no finished run there, or it names foreign parts.
+        vae_cli.system.errors.UserError: there is no finished run there, or it names foreign finished.
     """
-    found = parts.restore(Path(run), choose_device(device, "device"), trust=trust, data=data)
+    found = finished.restore(Path(run), choose_device(device, "device"), trust=trust, data=data)
     return Trained(found, Path(run))
 
 
 def load_data(
-    run: str | os.PathLike[str], split: str = "test", *, data: parts.Places = None, trust: bool | Sequence[str] = False
+    run: str | os.PathLike[str],
+    split: str = "test",
+    *,
+    data: finished.Places = None,
+    trust: bool | Sequence[str] = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return a split of a run's own data as an evaluation sees it: x [N, *shape] float32, y [N], [N, A] or None.
 
@@ -61,7 +69,7 @@ def load_data(
         trust: as for `load`.
 
     Raises:
-        vae_cli.errors.UserError: there is no run there, its data are not what they were, or have no such split.
+        vae_cli.system.errors.UserError: there is no run there, its data are not what they were, or have no such split.
     """
     return load(run, device="cpu", trust=trust, data=data).data(split)
 
@@ -78,7 +86,7 @@ class Trained:
         folder: of the run.
     """
 
-    def __init__(self, run: parts.Restored, folder: Path):
+    def __init__(self, run: finished.Restored, folder: Path):
         self.run, self.folder = run, folder
         self.vae: VAE = run.vae
         self.spec: Spec = run.spec
@@ -86,8 +94,8 @@ class Trained:
 
     def data(self, split: str = "test") -> tuple[Tensor, Tensor | None]:
         """Return a split of the run's own data, on the CPU: see `load_data`."""
-        dataset = parts.data_of(self.run, self.folder)
-        examples = parts.split_of(dataset, split, torch.device("cpu"), self.config.data.seed)
+        dataset = finished.data_of(self.run, self.folder)
+        examples = finished.split_of(dataset, split, torch.device("cpu"), self.config.data.seed)
         x, y, known = examples.batch(slice(0, len(examples)))
         x = self.spec.restore(x)
         return x if known is None else x.masked_fill(~known, math.nan), y

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_cli.config.types import Count
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 
 class Unconditional(nn.Module):

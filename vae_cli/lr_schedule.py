@@ -8,16 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from vae_cli.config.types import (
-    Count,
-    Fraction,
-    Growth,
-    NonNegative,
-    OpenFraction,
-    Positive,
-    PositiveFraction,
-    Stages,
-)
+from vae_cli.config.types import Count, Fraction, Growth, NonNegative, OpenFraction, Positive, PositiveFraction, Stages
 from vae_cli.kl import progress, whole
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.batch import Batch
-from vae_cli.errors import UserError
 from vae_cli.latent import Draw, Encoder
 from vae_cli.likelihood import log_prob
 from vae_cli.model.layers import autocast
+from vae_cli.system.errors import UserError
 
 
 @dataclass

@@ -17,7 +17,8 @@ from vae_cli.config.run import Config, Trainer
 from vae_cli.config.signatures import Parameter, Signature, signature
 from vae_cli.config.stored import modernise
 from vae_cli.config.types import OpenPart, Part
-from vae_cli.errors import CONF, OVERLAYS, UserError, unknown_setting
+from vae_cli.config.words import CONF, OVERLAYS, unknown_setting
+from vae_cli.system.errors import UserError
 
 
 def validate(raw: Mapping[str, Any]) -> Config:
@@ -87,7 +88,7 @@ def compose(*overrides: str) -> Config:
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    import vae_cli.command  # noqa: F401  registers what options may refer to
+    import vae_cli.commands.shared  # noqa: F401  registers what options may refer to
 
     with initialize_config_dir(CONF, version_base="1.3"):
         raw = OmegaConf.to_container(composed("train", list(overrides)), resolve=True, throw_on_missing=True)

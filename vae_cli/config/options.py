@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from vae_cli.errors import CONF
+from vae_cli.config.words import CONF
 
 GROUPS = (
     "data", "model", "latent", "likelihood", "prior", "posterior", "objective", "kl", "conditional", "optimizer",

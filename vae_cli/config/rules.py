@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from vae_cli.config.options import GROUPS, option_of, targets
 from vae_cli.config.run import Config
 from vae_cli.config.signatures import signature
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 TWO_DIMENSIONS, VALIDATION, EAGER = "two dimensions", "validation", "eager"  # facts that settings give
 BY_SETTINGS = {

@@ -10,8 +10,8 @@ import yaml
 
 from vae_cli.config.commands import PATHS
 from vae_cli.config.options import GROUPS, modern, targets
-from vae_cli.disk import SETTINGS, TYPED, refuse_links
-from vae_cli.errors import UserError, first_line
+from vae_cli.system.disk import SETTINGS, TYPED, refuse_links
+from vae_cli.system.errors import UserError, first_line
 
 MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew, beside these
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from vae_cli.config.types import Amount, Count, Seed
-from vae_cli.data import pixels
-from vae_cli.data.cache import empty
+from vae_cli.data.batches import pixels
+from vae_cli.data.batches.cache import empty
+from vae_cli.data.batches.resident import Resident, place
+from vae_cli.data.batches.stream import Stream
 from vae_cli.data.examples import Examples, Feed, Splits, carve
-from vae_cli.data.resident import Resident, place
-from vae_cli.data.stream import Stream
-from vae_cli.errors import UserError
 from vae_cli.likelihood.support import Support
+from vae_cli.system.errors import UserError
 
 WATCHED = 64  # examples of each split that are compared when a run finds its data again
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli.data.cache import empty
-from vae_cli.data.mapped import Mapped
-from vae_cli.errors import UserError
+from vae_cli.data.batches.cache import empty
+from vae_cli.data.batches.mapped import Mapped
+from vae_cli.system.errors import UserError
 
 PART = 1000  # examples of a feed that are decoded at once
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vae_cli.config.types import Color, Count, Frame, Resize
-from vae_cli.data.cache import cached
+from vae_cli.data.batches.cache import cached
+from vae_cli.data.decoding import GREY, MODES, frame, in_threads, open_picture, picture, refuse_resize_alone
 from vae_cli.data.examples import Examples, Feed, Splits
-from vae_cli.data.files import GREY, MODES, frame, in_threads, open_picture, picture, refuse_resize_alone
-from vae_cli.errors import UserError, first_line, suggest
+from vae_cli.system.errors import UserError, first_line, suggest
 
 OWN = {"valid": ("validation", "valid", "val"), "test": ("test",)}  # what splits are called
 

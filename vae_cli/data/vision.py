@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vae_cli.config.types import CelebACrop, Count, EmnistSplit
 from vae_cli.data.examples import Examples, Splits, numbered
-from vae_cli.errors import UserError, first_line
+from vae_cli.system.errors import UserError, first_line
 
 TIMEOUT = 20.0  # seconds to wait for a first answer from a data set's host
 
@@ -188,7 +188,7 @@ def celeba(*, root: str, size: Count, crop: CelebACrop, valid: None, test: None 
     """Return CelebA: [N, 3, size, size] bytes and 40 attributes in {0, 1}; its own three splits."""
     from torchvision import datasets
 
-    from vae_cli.data.files import decode
+    from vae_cli.data.decoding import decode
 
     def examples(split: str) -> Examples:
         part = _fetch(root, lambda **kw: datasets.CelebA(split=split, **kw), ["https://drive.google.com"])

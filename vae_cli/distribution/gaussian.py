@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from vae_cli import randomness
+from vae_cli.system import randomness
 
 
 class Gaussian(Normal):

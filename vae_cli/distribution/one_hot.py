@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from vae_cli import randomness
 from vae_cli.distribution.base import Explained
+from vae_cli.system import randomness
 
 
 class OneHot(Explained):

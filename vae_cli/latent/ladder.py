@@ -14,9 +14,9 @@ from torch.distributions import Distribution, Normal, kl_divergence
 
 from vae_cli.config.types import Activation, Count, SomeWidths
 from vae_cli.distribution import Explained, Gaussian, kl_by_dimension
-from vae_cli.errors import UserError
 from vae_cli.latent.base import Latent, Layout
 from vae_cli.model.layers import Readout, dense
+from vae_cli.system.errors import UserError
 
 FLOOR = 1e-3  # smallest scale of a lower layer
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.config.types import Count
-from vae_cli.errors import UserError
 from vae_cli.likelihood.base import Likelihood
 from vae_cli.likelihood.support import Levels
+from vae_cli.system.errors import UserError
 
 
 class Autoregressive(Likelihood):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from vae_cli.distribution import Explained
-from vae_cli.errors import UserError
 from vae_cli.likelihood.support import Real, Support
+from vae_cli.system.errors import UserError
 
 
 class Elements(Explained):

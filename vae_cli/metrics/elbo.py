@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli import parallel, randomness
 from vae_cli.batch import Batch
 from vae_cli.data import Resident, Spec
 from vae_cli.distribution import exact
+from vae_cli.system import parallel, randomness
 from vae_cli.vae import VAE
 
 OUTPUTS = 2**22  # decoder outputs at once in an evaluation

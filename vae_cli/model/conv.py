@@ -8,7 +8,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vae_cli.config.types import Activation, SomeWidths, Widths
-from vae_cli.errors import UserError
 from vae_cli.model.grid import GridModel
 from vae_cli.model.layers import (
     ACTIVATIONS,
@@ -21,6 +20,7 @@ from vae_cli.model.layers import (
     picture_shape,
     width,
 )
+from vae_cli.system.errors import UserError
 
 
 class Conv(GridModel):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_cli.errors import UserError
+from vae_cli.system.errors import UserError
 
 FEW = 4  # output channels up to which a transposed convolution on the CPU leaves oneDNN,
 THREADS = 4  # where there are no more than so many

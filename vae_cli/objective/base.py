@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae_cli import randomness
 from vae_cli.batch import JOINT, Batch, gather, mean
 from vae_cli.latent import Draw
+from vae_cli.system import randomness
 from vae_cli.vae import VAE, Output
 
 

@@ -11,8 +11,8 @@ from torch.distributions import Independent
 
 from vae_cli.config.types import Count, NonNegative
 from vae_cli.distribution import is_diagonal
-from vae_cli.errors import UserError
 from vae_cli.objective.base import Objective, Penalty
+from vae_cli.system.errors import UserError
 from vae_cli.vae import VAE, Output
 
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from vae_cli.output import bound_sign, mute, print_in_any_encoding, writable
+from vae_cli.system.output import bound_sign, mute, print_in_any_encoding, writable
 
 ORDER = (
     "log_likelihood",

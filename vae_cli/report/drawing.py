@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vae_cli.data import Spec
-from vae_cli.disk import whole
 from vae_cli.report import figures, pictures
+from vae_cli.system.disk import whole
 
 COLUMNS = 16  # examples side by side
 ROWS = 32  # rows of a picture at most

@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from vae_cli.data import Spec
-from vae_cli.disk import whole
-from vae_cli.output import writable
+from vae_cli.system.disk import whole
+from vae_cli.system.output import writable
 
 PANELS = ("elbo", "reconstruction", "kl", "kl_weight")
 TITLES = {

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vae_cli.config import typed
 from vae_cli.data import Resident, Spec
-from vae_cli.disk import TYPED
-from vae_cli.disk import write as write_file
 from vae_cli.metrics import Evaluation
-from vae_cli.output import writable
 from vae_cli.report import pictures
 from vae_cli.report.console import SPLITS, results
+from vae_cli.system.disk import TYPED
+from vae_cli.system.disk import write as write_file
+from vae_cli.system.output import writable
 from vae_cli.vae import VAE
 
 PRIOR = "means of p(x|z) for draws of z from the prior"

@@ -1,0 +1,1 @@
+"""The commands: vae-train, vae-eval, vae-generate, vae-export, vae-compare, vae-data."""

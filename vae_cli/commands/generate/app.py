@@ -1,0 +1,111 @@
+"""vae-generate: the command. torch is imported only once the settings have been accepted."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from vae_cli.commands.generate.schema import PREFIX, Generate, task_schema
+from vae_cli.commands.shared import import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.config import check, require_run, words
+from vae_cli.config.words import CONF
+from vae_cli.system.errors import UserError, first_line
+from vae_cli.system.output import say
+
+if TYPE_CHECKING:
+    from vae_cli.api import Trained
+
+NUMBERS = {
+    "sample": ("n",),
+    "reconstruct": ("n",),
+    "interpolate": ("steps",),
+    "traverse": ("dimensions", "steps"),
+    "manifold": ("n",),
+    "transfer": ("n",),
+    "impute": ("n",),
+    "anomaly": ("samples",),
+}  # settings that a task's memory grows with
+
+
+def main() -> None:
+    """Run vae-generate; print errors as one line and exit with 1."""
+    words.use("generate")
+    run_hydra("vae-generate", application)
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="generate")
+def application(composed: DictConfig) -> None:
+    """Do what the settings say, and print the paths of what was written."""
+    with told("vae-generate"):
+        settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        require_run(Path(settings.run))  # before torch is imported
+        own_folders()
+        import_torch()
+        for path in generate(settings):
+            say(os.path.relpath(path))
+
+
+def validate(raw: Any) -> Generate:
+    """Check the settings and return them typed.
+
+    Raises:
+        UserError: names the first setting that is unknown, of the wrong type or out of range.
+    """
+    if not isinstance(raw.get("task"), Mapping):
+        raise UserError("task: one option of conf/task is required")
+    task = check(task_schema(raw["task"].get("_target_")), raw["task"], "task.")
+    return check(Generate, {**raw, "task": task}, "")
+
+
+def generate(settings: Generate) -> list[Path]:
+    """Run a task and return the paths of what it wrote.
+
+    Raises:
+        UserError: something the person can mend.
+    """
+    import torch
+
+    from vae_cli.api import load
+    from vae_cli.commands.generate import tasks
+    from vae_cli.system.machine import memory_told, set_up
+
+    set_up()
+    name = settings.task.target.removeprefix(PREFIX)
+    with memory_told(f"task={name}", _remedy(settings)):
+        model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
+        torch.manual_seed(settings.seed)
+        arguments = _arguments(getattr(tasks, name), settings, model)
+        with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
+            try:
+                return getattr(tasks, name)(model, folder, **arguments)
+            except ValueError as error:
+                raise UserError(f"task={name}: {first_line(error)}") from error
+
+
+def _remedy(settings: Generate) -> str:
+    """Say what takes less memory: smaller numbers of the task, where its memory grows with them, and another device."""
+    names = NUMBERS.get(settings.task.target.removeprefix(PREFIX), ())
+    lower = f"lower {' or '.join(f'task.{name}' for name in names)}" if names else "give fewer examples at once"
+    return lower if settings.device == "cpu" else f"{lower}, or take device=cpu"
+
+
+def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
+    """Return a task's settings, with examples in place of where they come from."""
+    from vae_cli.commands.generate.sources import examples_of
+
+    arguments = settings.task.arguments
+    if "examples" in inspect.signature(task).parameters:
+        arguments["examples"] = examples = examples_of(model, arguments.pop("split"), arguments.pop("source"))
+        if "over_classes" not in arguments:
+            examples.need_labels()
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

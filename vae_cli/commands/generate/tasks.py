@@ -1,0 +1,304 @@
+"""The tasks: each takes a trained model and a folder, writes pictures and arrays there, and returns their paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_cli.api import Trained, class_number
+from vae_cli.batch import Batch
+from vae_cli.commands.generate import latent, samplers
+from vae_cli.commands.generate.sources import Examples, read_codes, read_mask
+from vae_cli.report import drawing, pictures
+from vae_cli.system.disk import whole, write_csv
+from vae_cli.system.errors import UserError
+
+COLUMNS = drawing.COLUMNS
+MANY = 1000  # examples at once
+
+
+def sample(
+    model: Trained,
+    folder: Path,
+    *,
+    n: int,
+    condition: int | str | list[float] | None,
+    temperature: float,
+    sampler: str,
+    means: bool,
+) -> list[Path]:
+    """Draw n examples, or n of every class, of the prior or of a sampler of the aggregate posterior."""
+    y, names = _conditions(model, condition, n)
+    count = n if y is None or not names else len(y)
+    if sampler == "prior":
+        z = model.prior_sample(count, y, temperature=temperature)
+    else:
+        _refuse_conditional(model, f"task.sampler={sampler}")
+        z = samplers.draw(sampler, model, count, temperature)
+    p = model.decode(z, y)
+    x = p.mean if means else p.sample()
+    rows = len(names) or -(-count // COLUMNS)
+    shown = [x[k * n : k * n + COLUMNS] for k in range(rows)] if names else list(x.split(COLUMNS))
+    title = f"{'means of' if means else 'draws of'} p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
+    return [
+        drawing.grid(model.spec, shown[:32], folder / "samples.png", title, names[:32]),
+        _save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
+    ]
+
+
+def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, means: bool) -> list[Path]:
+    """Put n examples above what the model makes of them."""
+    index = examples.some(n)
+    x, y = examples.at(index)
+    p = model.decode(model.encode(x, y).mean, y)
+    made = p.mean if means else p.sample()
+    path, names = folder / "reconstructions.png", ("data", "mean of p(x|z)" if means else "draw of p(x|z)")
+    return [
+        drawing.pairs(model.spec, x, made, path, "reconstructions", names),
+        _save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
+    ]
+
+
+def interpolate(
+    model: Trained, folder: Path, *, examples: Examples, indices: Sequence[int], steps: int, kind: str
+) -> list[Path]:
+    """Walk between the codes of two or more examples; the ends of each leg are the examples' reconstructions.
+
+    Conditional runs mix the conditions c of the two ends on the way as they mix the codes.
+    """
+    x, y = examples.chosen(indices, f"task.indices={list(indices)}")
+    z = model.encode(x, y).mean
+    legs = [latent.between(a, b, steps, kind) for a, b in pairwise(z)]
+    with torch.no_grad():
+        c = model.vae.conditioning(y)
+        mixed = [None] * len(legs) if c is None else [latent.between(a, b, steps, "linear") for a, b in pairwise(c)]
+        made = [model.rescaled(model.vae.decode_given(*way)).mean for way in zip(legs, mixed, strict=True)]
+    names = [f"{a} →\n{b}" for a, b in pairwise(_called(examples, index) for index in indices)]
+    title = f"{kind} interpolation of codes" + (", labels mixed on the way" if c is not None else "")
+    return [
+        drawing.grid(model.spec, made, folder / "interpolation.png", title, names),
+        drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
+        _save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
+    ]
+
+
+def traverse(
+    model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
+) -> list[Path]:
+    """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
+    x, y = examples.at(examples.some(MANY))
+    q = model.encode(x, y)
+    order = latent.by_information(model, x, y)[:dimensions]
+    one, label = examples.chosen([index], f"task.index={index}")
+    z = model.encode(one, label).mean
+    codes = pictures.moved(z[0], q.mean, order, torch.linspace(-range, range, steps, device=z.device))
+    labels = None if label is None else label.expand(steps, *label.shape[1:])
+    made = [model.decode(row, labels).mean for row in codes]
+    names = [f"z{int(j)}" for j in order]
+    title = f"each dimension moved over ±{range:g} standard deviations of its codes, most informative first"
+    return [
+        drawing.grid(model.spec, made, folder / "traversal.png", title, names),
+        drawing.animation_of_rows(model.spec, made, folder / "traversal.gif"),
+        _save(folder / "traversal.npz", x=torch.stack(made), dimensions=order),
+    ]
+
+
+def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | list[float] | None) -> list[Path]:
+    """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
+    if model.latent_dim != 2:
+        raise UserError(
+            f"task=manifold: the run has {model.latent_dim} latent dimensions; model.latent_dim=2 is allowed"
+        )
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
+    z = torch.stack(torch.meshgrid(-quantiles, quantiles, indexing="ij")[::-1], dim=-1)
+    if model.conditional and condition in ("all", None):
+        given = "null" if condition is None else condition
+        raise UserError(
+            f"task.condition={given}: the run is conditional; one class, or one list of attributes, is needed"
+        )
+    y, _ = _conditions(model, condition, n)
+    made = [model.decode(row, y).mean for row in z]
+    title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
+    return [
+        drawing.grid(model.spec, made, folder / "manifold.png", title),
+        _save(folder / "manifold.npz", x=torch.stack(made), z=z),
+    ]
+
+
+def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> list[Path]:
+    """Decode the codes of n examples under every class: the same z, another label."""
+    classes = model.spec.classes
+    if not model.conditional or classes is None:
+        raise UserError("task=transfer: the run has no classes to choose from; conditional=label is needed in training")
+    index = examples.some(n)
+    x, y = examples.at(index)
+    z = model.encode(x, y).mean
+    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean.cpu() for k in range(classes)])
+    rows = [x.cpu(), *made][: drawing.ROWS]
+    names = ["data", *(model.spec.names or ())][: drawing.ROWS]
+    return [
+        drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
+        _save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
+    ]
+
+
+def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
+    """Write the means and standard deviations of q(z|x) of all examples, with their labels."""
+    locs, scales = [], []
+    for x, y in examples.batches(MANY):
+        q = model.encode(x, y)
+        locs.append(q.mean.cpu())
+        scales.append(_deviation(q).cpu())
+    labels = {} if examples.y is None else {"y": examples.y}
+    return [_save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
+
+
+def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
+    """Decode codes z [N, D] (and labels y) of an .npz or .npy."""
+    z, y = read_codes(codes, model)
+    made = []
+    for start in range(0, len(z), MANY):
+        p = model.decode(z[start : start + MANY], None if y is None else y[start : start + MANY])
+        made.append((p.mean if means else p.sample()).cpu())
+    x = torch.cat(made)
+    return [
+        drawing.grid(model.spec, list(x[: 32 * COLUMNS].split(COLUMNS)), folder / "decoded.png", "decoded codes"),
+        _save(folder / "decoded.npz", x=x),
+    ]
+
+
+def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: int, steps: int) -> list[Path]:
+    """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014).
+
+    What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
+    """
+    index = examples.some(n)
+    x, y = examples.at(index)
+    known = read_mask(mask, model, len(x)).to(x.device)
+    filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
+    for _ in range(steps):
+        p = model.decode(model.vae.encode(Batch(model.spec.standardize(filled), y)).sample(), y)
+        filled = torch.where(known, x, p.sample())
+    final = torch.where(known, x, p.mean)
+    grey = torch.where(known, x, torch.full_like(x, model.middle))
+    rows = [part for three in zip(*(t.split(COLUMNS) for t in (grey, final, x)), strict=True) for part in three]
+    names = ["given", "imputed", "truth"] * (len(rows) // 3)
+    return [
+        drawing.grid(model.spec, rows[:30], folder / "imputed.png", f"missing values after {steps} steps", names[:30]),
+        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index),
+    ]
+
+
+def anomaly(
+    model: Trained, folder: Path, *, examples: Examples, score: str, over_classes: str, samples: int, n: int
+) -> list[Path]:
+    """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n.
+
+    Where the score is over all classes, its largest over them, the logarithm of its mean and the class that it is
+    largest under stand beside it.
+    """
+    if over_classes == "auto":
+        over_classes = "mean" if model.conditional and model.spec.classes and examples.y is None else "none"
+    columns: dict[str, list[Any]] = {}
+    if over_classes == "none":
+        examples.need_labels()
+        scores = _scores(model, examples, score, samples)
+    else:
+        scores, columns = _scores_over_classes(model, examples, score, samples, over_classes)
+    if examples.y is not None:
+        columns["label"] = examples.y.tolist()
+    order = scores.argsort()
+    table: list[Sequence[object]] = [["index", score, *columns]]
+    for i in order.tolist():
+        table.append([i, f"{scores[i].item():.6g}", *(column[i] for column in columns.values())])
+    path = write_csv(folder / "scores.csv", table)
+    least = order[: min(n, -(-len(order) // 2))]
+    most = order[len(least) :].flip(0)[:n]  # of few examples none is shown twice
+    worst, best = (examples.at(part.tolist())[0] for part in (least, most))
+    rows = [*worst.split(COLUMNS), *best.split(COLUMNS)]
+    names = ["least likely"] * len(worst.split(COLUMNS)) + ["most likely"] * len(best.split(COLUMNS))
+    return [path, drawing.grid(model.spec, rows, folder / "extremes.png", f"examples by {score}", names)]
+
+
+def _scores(model: Trained, examples: Examples, score: str, samples: int) -> Tensor:
+    """Return the score of each example [N], nats, under its label where the run is conditional."""
+    score_of = model.log_likelihood if score == "log_likelihood" else model.elbo
+    return torch.cat([score_of(x, y, samples=samples).cpu() for x, y in examples.batches(MANY)])
+
+
+def _scores_over_classes(
+    model: Trained, examples: Examples, score: str, samples: int, over_classes: str
+) -> tuple[Tensor, dict[str, list[Any]]]:
+    """Return a score of each example over all classes [N], nats, and the columns that stand beside it."""
+    if not model.conditional or model.spec.names is None:
+        raise UserError(f"task.over_classes={over_classes}: the run is not conditional on classes; auto is allowed")
+    score_of = model.log_likelihood_by_class if score == "log_likelihood" else model.elbo_by_class
+    by_class = torch.cat([score_of(x, samples=samples).cpu() for x, _ in examples.batches(MANY)])
+    found = {"max": by_class.amax(-1), "mean": by_class.logsumexp(-1) - math.log(by_class.shape[-1])}
+    columns: dict[str, list[Any]] = {f"{score}_{how}": [f"{s:.6g}" for s in each] for how, each in found.items()}
+    columns["class"] = [model.spec.names[k] for k in by_class.argmax(-1).tolist()]
+    return found[over_classes], columns
+
+
+def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]:
+    """Return labels for a number of draws, and the names of the rows where every class has one."""
+    if not model.conditional:
+        if condition is not None:
+            raise UserError(f"task.condition={condition}: has no effect, the run is not conditional")
+        return None, []
+    classes = model.spec.classes
+    if classes is None:
+        if not isinstance(condition, list) or len(condition) != model.spec.attributes:
+            wanted = f"a list of {model.spec.attributes} attributes"
+            raise UserError(f"task.condition={condition}: {wanted} is allowed")
+        return torch.tensor(condition).expand(n, -1), []
+    if condition in ("all", None):
+        return torch.arange(classes).repeat_interleave(n), list(model.spec.names or ())
+    return torch.full((n,), _class(model, condition)), []
+
+
+def _class(model: Trained, condition: Any) -> int:
+    """Return the number of the class that a setting chooses, by number or name."""
+    given, classes = f"task.condition={condition}", model.spec.classes or 0
+    if isinstance(condition, str):
+        try:
+            return class_number(model.spec.names or (), condition, given)
+        except ValueError as error:
+            raise UserError(f"{error}, or all") from None
+    if not isinstance(condition, int) or not 0 <= condition < classes:
+        raise UserError(f"{given}: a class from 0 to {classes - 1}, its name, or all, is allowed")
+    return condition
+
+
+def _called(examples: Examples, index: int) -> str:
+    """Return what an example is called: its index, and the name of its class where the run knows it."""
+    names, y = examples.model.spec.names, examples.y
+    if names is None or y is None or y.ndim != 1 or (examples.own and not examples.model.conditional):
+        return f"example {index}"
+    return f"example {index} (class {names[int(y[index])]})"
+
+
+def _refuse_conditional(model: Trained, what: str) -> None:
+    if model.conditional:
+        raise UserError(f"{what}: its codes know no labels, and the run is conditional; prior is allowed")
+
+
+def _deviation(q: Any) -> Tensor:
+    try:
+        return q.stddev
+    except NotImplementedError:
+        return q.sample((64,)).std(0)
+
+
+def _save(path: Path, **arrays: Any) -> Path:
+    plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **plain)
+    return path

@@ -1,0 +1,1 @@
+"""From stored examples to batches on the device."""

@@ -1,0 +1,1 @@
+"""What machine and processes need: files, locks, signals, ranks, random numbers, checkpoints. No mathematics."""

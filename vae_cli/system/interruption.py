@@ -1,0 +1,110 @@
+"""Signals that ask a run to stop: it finishes its step, saves, and says how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vae_cli.commands.start import end_at_once
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+RESUMABLE = 75  # the exit code of a run that was interrupted and can go on: EX_TEMPFAIL, "try again"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped on request, and is saved."""
+
+
+def begin() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt: there is work to end well."""
+    _replace(end_at_once, signal.default_int_handler)
+
+
+def heed() -> None:
+    """From here on signals that would end the process in silence interrupt it: while data load, after training."""
+    _replace(signal.SIG_DFL, _interrupt)
+
+
+def heed_no_more() -> None:
+    """Let such signals end the process in silence again."""
+    _replace(_interrupt, signal.SIG_DFL)
+
+
+def ending() -> None:
+    """From here on a signal interrupts nothing: the process ends, and ends with the exit code it has.
+
+    Raised while Python ends, an interruption would be printed as a traceback. Ctrl-C still stops at once, in silence,
+    and so does a second one of the other signals.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _replace(_interrupt, _pass_over)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block signals wait for its end: the C code of a library that imports Python would lose them."""
+    with Interruption() as interruption:
+        yield
+    interruption.grant(interruption.asked[:])
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+def _pass_over(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _replace(old: Any, new: Any) -> None:
+    for each in SIGNALS:
+        if signal.getsignal(each) is old:
+            signal.signal(each, new)
+
+
+class Interruption:
+    """Within the block, the first signal becomes a wish that the loop grants after its step, once all is saved.
+
+    A second Ctrl-C interrupts at once; schedulers that repeat SIGTERM or SIGUSR1 do not.
+
+    Attributes:
+        asked: the signals that came and were not granted yet.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[signal.Signals] = []
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {each: signal.signal(each, self._ask) for each in SIGNALS}
+        return self
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked.append(signal.Signals(number))
+
+    def grant(self, wishes: Iterable[signal.Signals]) -> None:
+        """Stop; or do what a launcher that waits for the signal would: submitit requeues its job, or lets it go on.
+
+        Args:
+            wishes: signals that came to this process, or to another rank.
+
+        Raises:
+            Interrupted: nobody waits for one of them.
+        """
+        for asked in wishes:
+            while asked in self.asked:
+                self.asked.remove(asked)
+            handler = self.before.get(asked)
+            if not callable(handler) or handler is signal.default_int_handler:
+                raise Interrupted(asked.name)
+            handler(asked, None)
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
