@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli.commands.shared import DEBUGGING, import_torch, own_folders, run_hydra, told
+from vae_cli.commands.shared import import_torch, own_folders, run_hydra, told
 from vae_cli.config import words
 from vae_cli.config.words import CONF
 from vae_cli.system.disk import Unwritable, not_written, read_object, write
-from vae_cli.system.errors import UserError, first_line
+from vae_cli.system.errors import DEBUGGING, UserError, first_line
 
 if TYPE_CHECKING:
     from vae_cli.config.commands import Evaluate

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_cli.commands.shared import DEBUGGING, ERRORS
+from vae_cli.commands.shared import ERRORS
 from vae_cli.config.words import one_line
 from vae_cli.system import ranks
-from vae_cli.system.errors import UserError
+from vae_cli.system.errors import DEBUGGING, UserError
 from vae_cli.system.interruption import RESUMABLE, Interrupted, deferred, heed_no_more
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.commands import follow, sweep
-from vae_cli.commands.shared import DEBUGGING, ERRORS, expected, guarded, own_folders, refuse_misused, require_memory
+from vae_cli.commands.shared import ERRORS, expected, guarded, own_folders, refuse_misused, require_memory
 from vae_cli.config import words
 from vae_cli.config.words import CONF, OVERLAYS
 from vae_cli.system import ranks
 from vae_cli.system.disk import SETTINGS, read_object, write
-from vae_cli.system.errors import UserError, first_line
+from vae_cli.system.errors import DEBUGGING, UserError, first_line
 from vae_cli.system.interruption import RESUMABLE, Interrupted, begin, deferred, heed
 from vae_cli.system.lock import Busy, wait
 from vae_cli.system.output import number, quoted, say, shell_assignment

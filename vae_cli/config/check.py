@@ -88,7 +88,7 @@ def compose(*overrides: str) -> Config:
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    import vae_cli.commands.shared  # noqa: F401  registers what options may refer to
+    import vae_cli.config.resolvers  # noqa: F401  registers what options may refer to
 
     with initialize_config_dir(CONF, version_base="1.3"):
         raw = OmegaConf.to_container(composed("train", list(overrides)), resolve=True, throw_on_missing=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from vae_cli.commands.shared import DEBUGGING
 from vae_cli.config import as_chosen
 from vae_cli.data import Resident, Spec
 from vae_cli.metrics import Evaluation, undisturbed
@@ -20,6 +19,7 @@ from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
 from vae_cli.report.console import Terminal
 from vae_cli.system.disk import Unwritable, not_written, write, written
+from vae_cli.system.errors import DEBUGGING
 from vae_cli.system.output import number
 from vae_cli.vae import VAE
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+
+DEBUGGING = "HYDRA_FULL_ERROR" in os.environ  # set by the person: show tracebacks
 
 
 class UserError(Exception):
