@@ -34,10 +34,15 @@ def imported(path: Path, *, lazily: bool = True) -> set[str]:
     found = set()
     for node in ast.walk(tree) if lazily else tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "vae_cli":
-            found |= {f"{node.module}.{each.name}" if node.module == "vae_cli" else node.module for each in node.names}
+            found |= {_module(node.module, each.name) for each in node.names}
         elif isinstance(node, ast.Import):
             found |= {each.name for each in node.names if each.name.partition(".")[0] == "vae_cli"}
     return found
+
+
+def _module(package: str, name: str) -> str:
+    inner = ROOT.joinpath(*package.split("."), f"{name}.py")
+    return f"{package}.{name}" if package == "vae_cli" or inner.is_file() else package
 
 
 def floor(module: str) -> int | None:
