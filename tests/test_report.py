@@ -196,7 +196,7 @@ def test_class_names_of_any_letters_cost_no_figure(tmp_path):
     assert [each for each in warnings if "could not be written" in each] == []
     assert (tmp_path / "run" / "figures" / "class_samples.png").is_file()
     shown = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "run" / "report.html").read_text())
-    escaped = r"\x1b[31mred\x0aline"
+    escaped = r"\x1b[31mred\nline"
     cut = ("endless" * 4)[:23] + "…"
     assert {"&lt;$10_000", "$10_000_$20_000", r"\$5$", " _hidden", r"caf\udce9", cut, escaped} <= set(shown)
     (table,) = (tmp_path / "run" / "tensorboard").glob("*/codes/metadata.tsv")
@@ -336,8 +336,10 @@ def test_settings_are_marked_in_powers_of_ten_and_labels_stay_inside(tmp_path, m
 
     drawn = []
     monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
-    figures.over_setting([(v, [1.0]) for v in (1e-4, 3.3e-4, 1e-2)], "optimizer.lr", "test/elbo", tmp_path / "a.png")
-    figures.over_setting([(v, [1.0]) for v in (4, 8, 64)], "model.latent_dim", "test/elbo", tmp_path / "b.png")
+    figures.over_setting(
+        [("", [(v, [1.0]) for v in (1e-4, 3.3e-4, 1e-2)])], "optimizer.lr", "test/elbo", tmp_path / "a.png"
+    )
+    figures.over_setting([("", [(v, [1.0]) for v in (4, 8, 64)])], "model.latent_dim", "test/elbo", tmp_path / "b.png")
     runs = [(float(k), 90.0 - k, f"latent_dim={k}, optimizer.lr=0.00{k}12345, batch_size=128") for k in range(9)]
     figures.rate_distortion(runs, tmp_path / "c.png")
     assert drawn[0].axes[0].xaxis.get_transform().base == 10
