@@ -7,11 +7,13 @@ from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers, score
 from vae_cli.metrics.meaning import caveats, measure, worse_than_no_model
 from vae_cli.metrics.quality import inception_fid, quality
+from vae_cli.metrics.split import SplitMetrics
 
 __all__ = [
     "ACTIVE",
     "Evaluation",
     "LogLikelihood",
+    "SplitMetrics",
     "aggregate",
     "amortisation",
     "bits_per_dim",
