@@ -67,7 +67,10 @@ def test_a_batch_is_refused_just_where_it_leaves_a_remainder(parts, ranks):
             refuse_uneven(near, parts, ranks)
 
 
-@pytest.mark.parametrize(("interval", "due"), [((7.0, "steps"), [7, 14]), ((0.5, "epochs"), [5, 10, 15]), ((1e-9, "epochs"), [*range(1, 16)])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("interval", "due"),
+    [((7.0, "steps"), [7, 14]), ((0.5, "epochs"), [5, 10, 15]), ((1e-9, "epochs"), [*range(1, 16)])],
+)
 def test_checkpoints_by_steps_and_epochs(interval, due):
     clock = Clock(interval, 10)
     assert [step for step in range(1, 16) if clock.checkpoint_is_due(step)] == due
@@ -122,9 +125,10 @@ class Ranks:
         kept = [(clock.next_sync, clock.time_is_up) for clock in self.clocks]
         for _ in range(2):
             found = []
-            for self.current, clock in enumerate(self.clocks):
-                clock.next_sync, clock.time_is_up = kept[self.current]
-                found.append(clock.sync_ranks(step, asked[self.current]))
+            for rank, clock in enumerate(self.clocks):
+                self.current = rank
+                clock.next_sync, clock.time_is_up = kept[rank]
+                found.append(clock.sync_ranks(step, asked[rank]))
         self.talks += [step] * (self.given != [None, None])
         return found
 
