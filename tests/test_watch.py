@@ -10,8 +10,7 @@ from vae_cli.metrics import Evaluation
 from vae_cli.parts import build, load_dataset
 from vae_cli.report import Silent
 from vae_cli.training import watch as module
-from vae_cli.training.assembly import build_trainer
-from vae_cli.training.run import _build_objective
+from vae_cli.training.assembly import build_objective, build_trainer
 from vae_cli.training.watch import Diverged, Watch
 
 
@@ -43,7 +42,7 @@ def parts():
 def trainer(parts, tmp_path):
     config, dataset = parts
     vae, cpu = build(config, dataset.spec), torch.device("cpu")
-    return build_trainer(config, vae, _build_objective(config, dataset, cpu), dataset, Recorder(), tmp_path)
+    return build_trainer(config, vae, build_objective(config, dataset, cpu), dataset, Recorder(), tmp_path)
 
 
 def evaluation(active, units):

@@ -3,10 +3,11 @@
 Raised as an exception while modules are imported and settings composed, it could also be lost there, or become another.
 """
 
-import os
 import signal
 import sys
 from importlib import import_module
+
+from vae_cli.system.early import end_at_once
 
 
 def train() -> None:
@@ -37,12 +38,6 @@ def export() -> None:
 def generate() -> None:
     """Begin vae-generate."""
     _start("vae_cli.commands.generate.app")
-
-
-def end_at_once(*_: object) -> None:
-    """End the process with one line: the handler of Ctrl-C until a command has begun its work."""
-    os.write(2, os.fsencode(os.path.basename(sys.argv[0])) + b": interrupted\n")
-    os._exit(130)
 
 
 def _start(module: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vae_cli import metrics
 from vae_cli.config.run import Config
 from vae_cli.data import Dataset
@@ -15,6 +17,7 @@ from vae_cli.objective import Objective
 from vae_cli.parts import assemble
 from vae_cli.report import Reporter, Silent
 from vae_cli.system import checkpoint, parallel
+from vae_cli.system.errors import UserError
 from vae_cli.training.pace import Clock, Pace, checkpoint_interval
 from vae_cli.training.pruning import MedianRule
 from vae_cli.training.state import State
@@ -25,6 +28,18 @@ from vae_cli.vae import VAE
 
 EARLY = 0.1  # the share of a run before which trainer.prune gives nothing up
 WATCHED = 1000  # training examples that stand in for validation where there is none
+
+
+def build_objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
+    """Build the objective of a configuration, on a device.
+
+    Raises:
+        UserError: it is something else than an objective.
+    """
+    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
+    if not isinstance(objective, Objective):
+        raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
+    return objective.to(device)
 
 
 def build_trainer(

@@ -17,7 +17,7 @@ from vae_cli.config.run import Config
 from vae_cli.data import Dataset
 from vae_cli.finished import about_data, changed, told_of
 from vae_cli.objective import Objective, Penalty
-from vae_cli.parts import assemble, build, load_dataset, name_of, own_parts
+from vae_cli.parts import build, load_dataset, name_of, own_parts
 from vae_cli.report import Reporter, Silent
 from vae_cli.system import checkpoint, parallel
 from vae_cli.system.device import choose_device
@@ -26,7 +26,7 @@ from vae_cli.system.errors import UserError, first_line
 from vae_cli.system.lock import locked
 from vae_cli.system.machine import flushing, memory_told, prepare_compiler, set_up
 from vae_cli.system.randomness import seed_everything
-from vae_cli.training.assembly import build_trainer
+from vae_cli.training.assembly import build_objective, build_trainer
 from vae_cli.training.finish import finish
 from vae_cli.training.introduce import introduce
 from vae_cli.training.resume import load_states
@@ -96,7 +96,7 @@ class _Run:
         self.dataset = _load_data(config)
         seed_everything(config.seed)
         self.vae = _build_model(config, self.dataset, device, fresh=not resume)
-        self.objective = _build_objective(config, self.dataset, device)
+        self.objective = build_objective(config, self.dataset, device)
         _try_own_parts(self.vae, self.objective, self.dataset, config, device)
         self.notes: list[str] = []  # of damaged checkpoints
         self.last, self.best = self._states() if resume else (None, None)
@@ -182,13 +182,6 @@ def _build_model(config: Config, dataset: Dataset, device: torch.device, *, fres
     if vae.wants_examples and fresh:
         vae.initialize(dataset.fixed_train(device, STARTING, seed=0).batch(slice(0, STARTING)))
     return vae
-
-
-def _build_objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
-    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
-    if not isinstance(objective, Objective):
-        raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
-    return objective.to(device)
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ class Trainer:
                 state.step += 1
                 self.reporter.advance(state.step)
                 state.seconds = before + time.perf_counter() - started
-                requests = clock.sync_ranks(state.step, interruption.asked)
+                requests = clock.sync_ranks(state.step, interruption.requests)
                 try:
                     self._log_validate_save()
                 except Diverged as error:
@@ -95,11 +95,11 @@ class Trainer:
                     indices = self._indices()
                 if requests and not self.over:
                     self.save()
-                    interruption.grant(requests)
+                    interruption.honour(requests)
             if state.step > clock.since_step:
                 self._log()
             self.save()
-            interruption.grant(over_ranks(interruption.asked)[0])
+            interruption.honour(over_ranks(interruption.requests)[0])
 
     def _log_validate_save(self) -> None:
         """Do what is due after a step. Host and device wait for one another here alone."""
