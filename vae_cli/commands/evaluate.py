@@ -65,9 +65,19 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         prepare_compiler()
     set_up()
     session = Session(settings, Path(settings.run), choose_device(settings.device, "device"))
+    found, failed = _compute(session)
+    summary = session.metrics.named(found)
+    session.terminal.numbers_of(summary, settings.split, f"{settings.run}: {session.measure}")
+    if failed:
+        raise UserError(f"metrics={failed}: failed (see above); the others are in {settings.run}/evaluation.json")
+    return summary
+
+
+def _compute(session: Session) -> tuple[dict[str, Any], list[str]]:
+    """Return the numbers of the metrics, written after each of them, and the names of those that failed."""
     found: dict[str, Any] = {}
     failed: list[str] = []
-    for name in settings.metrics:
+    for name in session.settings.metrics:
         try:
             found |= METRICS[name](session)
         except NotApplicable as reason:
@@ -75,14 +85,10 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         except UserError:
             raise
         except Exception as error:  # the numbers of the other metrics are not lost with one
-            _memory(error, settings, session.terminal, name)
+            _memory(error, session.settings, session.terminal, name)
             failed.append(name)
         _write(session, found)
-    summary = session.metrics.named(found)
-    session.terminal.numbers_of(summary, settings.split, f"{settings.run}: {session.measure}")
-    if failed:
-        raise UserError(f"metrics={failed}: failed (see above); the others are in {settings.run}/evaluation.json")
-    return summary
+    return found, failed
 
 
 class Session:
