@@ -22,7 +22,7 @@ from vae_cli.report import Reporter, reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 from vae_cli.system.lock import locked
-from vae_cli.system.machine import memory_told
+from vae_cli.system.machine import explain_out_of_memory
 from vae_cli.training.pace import checkpoint_interval
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
@@ -375,9 +375,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 def test_memory_that_runs_out_is_told_with_what_to_lower():
     texts = "CUDA out of memory. Tried to allocate 20 GiB", "DefaultCPUAllocator: can't allocate memory: 9 bytes"
     for error in (MemoryError(), *map(RuntimeError, texts)):
-        with pytest.raises(UserError, match=r"out of memory .*; lower trainer\.batch_size"), memory_told():
+        with pytest.raises(UserError, match=r"out of memory .*; lower trainer\.batch_size"), explain_out_of_memory():
             raise error
-    with pytest.raises(RuntimeError, match="something else"), memory_told():
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory():
         raise RuntimeError("something else")
 
 

@@ -112,7 +112,7 @@ class Ranks:
         self.clocks = [Clock((1.0, "minutes"), 10) for _ in range(2)]
         monkeypatch.setattr(parallel, "count", lambda: 2)
         monkeypatch.setattr(parallel, "rank", lambda: self.current)
-        monkeypatch.setattr(parallel, "most", self._most)
+        monkeypatch.setattr(parallel, "largest", self._most)
 
     def _most(self, values):
         """Collect what each rank gives; then tell each the largest of both."""
@@ -160,7 +160,7 @@ def test_ranks_talk_twice_a_second_and_act_alike(monkeypatch, now):
 
 
 def test_what_any_rank_was_sent_all_ranks_hear(monkeypatch):
-    monkeypatch.setattr(parallel, "most", lambda values: [max(v, w) for v, w in zip(values, others, strict=True)])
+    monkeypatch.setattr(parallel, "largest", lambda values: [max(v, w) for v, w in zip(values, others, strict=True)])
     others = over_values([SIGUSR1], 3.0, 0.0)
     assert over_ranks([SIGINT], 1.0, 2.0) == ([SIGINT, SIGUSR1], [3.0, 2.0])
 

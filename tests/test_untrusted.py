@@ -379,9 +379,8 @@ NO_OBJECTS = ["[]", "3", "null", '"text"', "", "{", "[" * 100_000, "9" * 5000, "
 
 @pytest.mark.parametrize("text", NO_OBJECTS)
 def test_results_that_are_none_are_refused_or_passed_over(tmp_path, text):
-    from vae_cli.commands import compare
+    from vae_cli.commands import compare, folders
     from vae_cli.commands import evaluate as evaluation
-    from vae_cli.commands import folders
     from vae_cli.training import pruning
 
     folder = tmp_path / "0"

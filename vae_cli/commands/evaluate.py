@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli.commands.shared import DEBUGGING, import_torch, own_folders, run_hydra, told
+from vae_cli.commands.shared import DEBUGGING, exit_on_error, import_torch, own_folders, run_hydra
 from vae_cli.config import words
 from vae_cli.config.words import CONF
 from vae_cli.system.disk import Unwritable, not_written, read_object, write
@@ -42,7 +42,7 @@ def application(composed: DictConfig) -> None:
     """Evaluate what the settings say."""
     from vae_cli.config import require_run, validate_evaluate
 
-    with told("vae-eval"):
+    with exit_on_error("vae-eval"):
         settings = validate_evaluate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         require_run(Path(settings.run))  # before torch is imported
         own_folders()

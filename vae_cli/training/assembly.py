@@ -11,7 +11,7 @@ import torch
 from vae_cli import metrics
 from vae_cli.config.run import Config
 from vae_cli.data import Dataset
-from vae_cli.finished import told_of
+from vae_cli.finished import describe
 from vae_cli.kl import Constant
 from vae_cli.objective import Objective
 from vae_cli.parts import assemble
@@ -102,7 +102,7 @@ def _saver(
     config: Config, dataset: Dataset, checkpoints: Path
 ) -> Callable[[dict[str, Any] | None, dict[str, Any]], None]:
     """Return what writes a run's states, with its settings and what its data are; only the first rank writes."""
-    about = {"config": config.plain, **told_of(dataset)}
+    about = {"config": config.plain, **describe(dataset)}
 
     def save(best: dict[str, Any] | None, last: dict[str, Any]) -> None:
         if parallel.rank() > 0:

@@ -149,7 +149,7 @@ class PictureBudget:
 
 def over_ranks(asked: list[Signals], *numbers: float) -> tuple[list[Signals], list[float]]:
     """Return the signals that any rank was sent, and the largest that any rank gives of each further number."""
-    found = parallel.most([*(float(each in asked) for each in SIGNALS), *numbers])
+    found = parallel.largest([*(float(each in asked) for each in SIGNALS), *numbers])
     return [each for each, came in zip(SIGNALS, found, strict=False) if came], found[len(SIGNALS) :]
 
 

@@ -15,7 +15,7 @@ from vae_cli import metrics
 from vae_cli.config import refuse_without_validation
 from vae_cli.config.run import Config
 from vae_cli.data import Dataset
-from vae_cli.finished import about_data, changed, told_of
+from vae_cli.finished import about_data, changed, describe
 from vae_cli.objective import Objective, Penalty
 from vae_cli.parts import build, load_dataset, name_of, own_parts
 from vae_cli.report import Reporter, Silent
@@ -24,7 +24,7 @@ from vae_cli.system.device import choose_device
 from vae_cli.system.disk import refuse_links
 from vae_cli.system.errors import UserError, first_line
 from vae_cli.system.lock import locked
-from vae_cli.system.machine import flushing, memory_told, prepare_compiler, set_up
+from vae_cli.system.machine import explain_out_of_memory, flushing, prepare_compiler, set_up
 from vae_cli.system.randomness import seed_everything
 from vae_cli.training.assembly import build_objective, build_trainer
 from vae_cli.training.finish import finish
@@ -59,7 +59,7 @@ def train(
     refuse_links(folder)
     parallel.start(device)
     alone = locked(folder) if parallel.rank() == 0 else nullcontext(lambda: None)
-    with alone as present, memory_told(), parallel.losses_told(), flushing():
+    with alone as present, explain_out_of_memory(), parallel.explain_lost_rank(), flushing():
         if parallel.rank() == 0 and not resume and (folder / "checkpoints" / checkpoint.LAST).is_file():
             raise UserError(f"{folder}: another process has trained there just now; start again to go on from it")
         _set_up_process(config, device)
@@ -103,7 +103,7 @@ class _Run:
 
     def _states(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Return the last and best state of the run, on its device."""
-        found = parallel.by_first(lambda: load_states(self.folder, self.config, self.dataset, self.notes.append))
+        found = parallel.from_first_rank(lambda: load_states(self.folder, self.config, self.dataset, self.notes.append))
         return checkpoint.move(found, self.device)
 
     def train(self, accepted: Callable[[], None]) -> dict[str, Any]:
@@ -169,8 +169,8 @@ def _refuse_ranks_of_other_data(dataset: Dataset) -> None:
     Raises:
         UserError: names the first such rank.
     """
-    own = changed(parallel.shared(about_data(told_of(dataset))), dataset, "there")
-    for rank, change in enumerate(parallel.everyones(own)):
+    own = changed(parallel.shared(about_data(describe(dataset))), dataset, "there")
+    for rank, change in enumerate(parallel.from_all_ranks(own)):
         if change is not None:
             parallel.refuse(f"data: rank {rank} has other examples than rank 0 ({change}); ranks need the same data")
 
@@ -191,7 +191,7 @@ def _try_own_parts(vae: VAE, objective: Objective, dataset: Dataset, config: Con
         return
     batch = dataset.fixed_train(device, most=2, seed=0).batch(slice(0, 2))
     try:
-        with metrics.undisturbed(vae):
+        with metrics.evaluation_mode(vae):
             found = list(vae(batch).log_likelihood.shape)
             mean = list(vae.sample(2, batch.y).shape)
             terms = objective(vae, batch, Penalty())

@@ -178,7 +178,7 @@ class Trainer:
         """Return the number that the best weights are chosen by: the same on every rank."""
         vae, valid = self.stepper.evaluated, self.valid
         assert valid is not None
-        return parallel.by_first(lambda: metrics.score(self.stepper.objective, vae, valid, result))
+        return parallel.from_first_rank(lambda: metrics.score(self.stepper.objective, vae, valid, result))
 
     def save(self) -> None:
         """Put the best state (where it is new) and everything needed to go on to disk."""

@@ -80,7 +80,7 @@ class Watch:
         hopeless, step = self.hopeless, self.state.step
         if hopeless is None or step >= self.pace.total:
             return
-        if why := parallel.by_first(lambda: hopeless(self.pace.epoch(step))):
+        if why := parallel.from_first_rank(lambda: hopeless(self.pace.epoch(step))):
             self.state.given_up = True
             self.reporter.line(why)
 
