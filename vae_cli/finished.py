@@ -130,7 +130,7 @@ def _no_larger_than(weights: dict[str, Any]) -> Iterator[None]:
 
 
 def describe(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Return what a checkpoint is to tell of the data."""
+    """Return what a checkpoint says about the data."""
     return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes, "examples": dataset.examples}
 
 
