@@ -7,7 +7,7 @@ import signal
 import sys
 from importlib import import_module
 
-from vae_cli.system.early import end_at_once
+from vae_cli.system.ending import end_at_once
 
 
 def train() -> None:

@@ -1,4 +1,4 @@
-"""What Ctrl-C does before a command has begun its work. It imports next to nothing, so that it is in force at once."""
+"""How a command ends that has not begun its work. Imports next to nothing."""
 
 import os
 import sys
