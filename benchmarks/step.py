@@ -18,7 +18,7 @@ from benchmarks.throughput import COMMON, RESULTS, machine, products
 from vae_cli.config import compose
 from vae_cli.parts import build, load_dataset
 from vae_cli.report import Silent
-from vae_cli.training import run
+from vae_cli.training.assembly import build_objective, build_trainer
 from vae_cli.training.trainer import Trainer
 
 REPEATS, CALLS = 40, 25
@@ -41,8 +41,8 @@ def trainer() -> Trainer:
     dataset = load_dataset(config)
     torch.manual_seed(0)
     vae = build(config, dataset.spec)
-    objective = run._objective(config, dataset, cpu)
-    return run._trainer(config, vae, objective, dataset, Silent(), Path(tempfile.gettempdir()))
+    objective = build_objective(config, dataset, cpu)
+    return build_trainer(config, vae, objective, dataset, Silent(), Path(tempfile.gettempdir()))
 
 
 def parts(threads: int) -> dict[str, float]:
@@ -50,11 +50,11 @@ def parts(threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     made = trainer()
     indices = made._indices()
-    x, _ = made.train.batch(next(indices)[0])
-    index, calls = next(indices)[0], products(made.vae, x)
+    x = made.train.batch(next(indices)[0]).x
+    index, calls = next(indices)[0], products(made.stepper.vae, x)
     found = {"whole step": least(lambda: made._update(next(indices)))}
     found["matrix products"] = least(lambda: [call() for call in calls])
-    found["Adam"] = least(made.optimizer.step)
+    found["Adam"] = least(made.stepper.optimizer.step)
     found["gather and binarise"] = least(lambda: made.train.batch(index))
     found["elementwise arithmetic and calls"] = 2.0 * found["whole step"] - sum(found.values())
     return found

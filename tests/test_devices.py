@@ -9,7 +9,7 @@ import torch
 from tests.conftest import TINY, configure, train
 from vae_cli.report import Reporter
 from vae_cli.system import checkpoint
-from vae_cli.training import run, trainer
+from vae_cli.training import pace, run
 from vae_cli.training.trainer import Trainer
 
 HERE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -41,7 +41,7 @@ def test_parts_train_on_the_device(tmp_path, device, parts):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_training_draws_are_left_alone_by_watching(tmp_path, device, monkeypatch):
-    monkeypatch.setattr(trainer, "DRAWING", math.inf)
+    monkeypatch.setattr(pace, "PICTURE_BUDGET", math.inf)
     watched = ["trainer.validate_every=0.2", "trainer.deterministic=true", f"trainer.device={device}"]
     train(tmp_path / "often", *SHORT, *watched)
     train(tmp_path / "never", *SHORT, *watched, "trainer.validate_every=100")
@@ -60,7 +60,7 @@ def test_a_step_does_not_wait_for_the_device(tmp_path, monkeypatch, graph):
     original = Trainer._update
 
     def update(self, index):
-        if self.step < 6:  # kernels are still being loaded, and the graph captured
+        if self.state.step < 6:  # kernels are still being loaded, and the graph captured
             return original(self, index)
         try:
             torch.cuda.set_sync_debug_mode("error")

@@ -22,8 +22,8 @@ from vae_cli.report import Reporter, reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 from vae_cli.system.lock import locked
-from vae_cli.system.machine import memory_told
-from vae_cli.training.trainer import pace_of_checkpoints
+from vae_cli.system.machine import explain_out_of_memory
+from vae_cli.training.pace import checkpoint_interval
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 LONG = [*TINY, "trainer.checkpoint_every=100", "trainer.log_likelihood_samples=0"]
@@ -375,9 +375,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 def test_memory_that_runs_out_is_told_with_what_to_lower():
     texts = "CUDA out of memory. Tried to allocate 20 GiB", "DefaultCPUAllocator: can't allocate memory: 9 bytes"
     for error in (MemoryError(), *map(RuntimeError, texts)):
-        with pytest.raises(UserError, match=r"out of memory .*; lower trainer\.batch_size"), memory_told():
+        with pytest.raises(UserError, match=r"out of memory .*; lower trainer\.batch_size"), explain_out_of_memory():
             raise error
-    with pytest.raises(RuntimeError, match="something else"), memory_told():
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory():
         raise RuntimeError("something else")
 
 
@@ -473,7 +473,7 @@ def test_an_interval_of_skipped_steps_has_no_means_and_ends_nothing(tmp_path, mo
 
 
 def test_steps_that_are_skipped_for_ever_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("vae_cli.training.trainer.SKIPS", 6)
+    monkeypatch.setattr("vae_cli.training.watch.SKIPS", 6)
     poison(monkeypatch, range(9, 1000))
     with pytest.raises(UserError, match=r"loss or gradient of 8 steps in a row not finite by step 16; the checkpoint"):
         train(tmp_path, *SHORT, "trainer.on_nan=skip", "trainer.validate_every=100")
@@ -519,4 +519,4 @@ def test_a_run_that_never_stops_diverging_stops(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("given", "meant"), [([], (1.0, "minutes")), (["trainer.on_nan=rollback"], (1000.0, "steps"))])
 def test_checkpoints_come_by_the_clock_unless_a_run_may_go_back_to_one(given, meant):
-    assert pace_of_checkpoints(configure(*TINY, *given).trainer) == meant
+    assert checkpoint_interval(configure(*TINY, *given).trainer) == meant

@@ -21,7 +21,7 @@ from vae_cli.report import reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 from vae_cli.system.interruption import Interrupted, deferred
-from vae_cli.training import run
+from vae_cli.training import assembly, run
 from vae_cli.training.step import Step
 from vae_cli.training.trainer import Trainer
 
@@ -158,14 +158,14 @@ def test_a_job_that_was_given_up_stays_so(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     settings = [*SHORT, "trainer.prune=2"]
-    monkeypatch.setattr(run, "_rule", lambda *_: lambda epoch: "given up" if epoch > 2 else None)
-    monkeypatch.setattr(run, "_finish", cut)
+    monkeypatch.setattr(assembly, "_median_rule", lambda *_: lambda epoch: "given up" if epoch > 2 else None)
+    monkeypatch.setattr(run, "finish", cut)
     with pytest.raises(KeyboardInterrupt):
         run.train(configure(*settings), tmp_path, sweeping=True)
     step = checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"]
     assert 10 < step < 24
     monkeypatch.undo()
-    monkeypatch.setattr(run, "_rule", lambda *_: lambda epoch: None)
+    monkeypatch.setattr(assembly, "_median_rule", lambda *_: lambda epoch: None)
     assert run.train(configure(*settings), tmp_path, resume=True, sweeping=True)["steps"] == step
 
 

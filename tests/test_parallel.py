@@ -18,7 +18,8 @@ from tests.conftest import ROOT, command
 from tests.processes import Command, started, wait_for
 from vae_cli.system import checkpoint, liveness, parallel
 from vae_cli.system.errors import UserError
-from vae_cli.training.trainer import _own_sums, refuse_uneven
+from vae_cli.training.pace import refuse_uneven
+from vae_cli.training.state import own_sums
 
 SMALL = ["data=synthetic", "data.n=400", "data.shape=[12,12]", "model.hidden=[32]", "trainer.device=cpu"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {
@@ -229,9 +230,9 @@ def listening(port):
 def test_ranks_go_on_with_their_own_sums_and_others_with_the_mean(monkeypatch):
     sums = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
     monkeypatch.setattr(parallel, "rank", lambda: 1)
-    assert _own_sums(sums).tolist() == [2.0, 3.5]
+    assert own_sums(sums).tolist() == [2.0, 3.5]
     monkeypatch.setattr(parallel, "count", lambda: 2)
-    assert _own_sums(sums).tolist() == [3.0, 5.0]
+    assert own_sums(sums).tolist() == [3.0, 5.0]
 
 
 def test_a_batch_that_does_not_divide_is_refused():

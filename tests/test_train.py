@@ -18,7 +18,8 @@ from vae_cli.report import Reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 from vae_cli.system.randomness import seed_everything
-from vae_cli.training import run, trainer
+from vae_cli.training import pace, run
+from vae_cli.training.effort import affordable
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]
 TAGS = {
@@ -103,7 +104,7 @@ def test_one_seed_gives_equal_bits_and_another_does_not(tmp_path):
 
 def test_watching_does_not_change_what_is_trained(tmp_path, monkeypatch):
     """Validation, logging, pictures and checkpoints draw no random number of training."""
-    monkeypatch.setattr(trainer, "DRAWING", math.inf)
+    monkeypatch.setattr(pace, "PICTURE_BUDGET", math.inf)
     with patch.object(Reporter, "pictures", autospec=True, side_effect=Reporter.pictures) as drawn:
         train(tmp_path / "often", *SHORT, "trainer.validate_every=0.2", "trainer.log_every=1")
     assert drawn.call_count > 5
@@ -408,7 +409,7 @@ def effort(shape, sizes, steps, **settings):
     """What the final numbers of a run on data of that shape rest on."""
     config = configure(*[f"trainer.{key}={value}" for key, value in settings.items()])
     dataset = SimpleNamespace(spec=Spec(shape, 256, 0.0, 1.0), sizes=sizes, train=range(sizes["train"]))
-    return run._effort(config, dataset, SimpleNamespace(total=steps, batch_size=128))
+    return affordable(config.trainer, dataset, steps * 128)
 
 
 def test_final_numbers_cost_no_more_than_training():

@@ -379,9 +379,8 @@ NO_OBJECTS = ["[]", "3", "null", '"text"', "", "{", "[" * 100_000, "9" * 5000, "
 
 @pytest.mark.parametrize("text", NO_OBJECTS)
 def test_results_that_are_none_are_refused_or_passed_over(tmp_path, text):
-    from vae_cli.commands import compare
+    from vae_cli.commands import compare, folders
     from vae_cli.commands import evaluate as evaluation
-    from vae_cli.commands import train as command_line
     from vae_cli.training import pruning
 
     folder = tmp_path / "0"
@@ -390,7 +389,7 @@ def test_results_that_are_none_are_refused_or_passed_over(tmp_path, text):
     (folder / "summary.json").write_text(text)
     with pytest.raises(UserError, match=r"summary\.json: cannot be read"):
         compare.compare([str(folder)])
-    assert command_line._summary(folder) is None
+    assert folders.read_summary(folder) is None
     rule = pruning.MedianRule(tmp_path / "1", measure="m", jobs=1, earliest=0.0)
     (tmp_path / "1").mkdir()
     for metrics in (folder, tmp_path / "1"):

@@ -129,8 +129,8 @@ def _no_larger_than(weights: dict[str, Any]) -> Iterator[None]:
             hook.remove()
 
 
-def told_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """Return what a checkpoint is to tell of the data."""
+def describe(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Return what a checkpoint says about the data."""
     return {"spec": dataset.spec.to_dict(), "sizes": dataset.sizes, "examples": dataset.examples}
 
 
@@ -170,7 +170,7 @@ def changed(then: dict[str, Any], dataset: Dataset, word: str = "now") -> str | 
         dataset: to compare with it.
         word: what stands before a value of `dataset`.
     """
-    now = about_data(told_of(dataset))
+    now = about_data(describe(dataset))
     for key in SAME:
         if key in then and not _equal(then[key], now.get(key)):
             many = key in ("mean", "std", "center", "spread", *dataset.examples)  # too many numbers to show

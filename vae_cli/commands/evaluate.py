@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli.commands.shared import import_torch, own_folders, run_hydra, told
+from vae_cli.commands.shared import exit_on_error, import_torch, own_folders, run_hydra
 from vae_cli.config import words
 from vae_cli.config.words import CONF
 from vae_cli.system.disk import Unwritable, not_written, read_object, write
@@ -42,7 +42,7 @@ def application(composed: DictConfig) -> None:
     """Evaluate what the settings say."""
     from vae_cli.config import require_run, validate_evaluate
 
-    with told("vae-eval"):
+    with exit_on_error("vae-eval"):
         settings = validate_evaluate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         require_run(Path(settings.run))  # before torch is imported
         own_folders()
@@ -65,9 +65,19 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         prepare_compiler()
     set_up()
     session = Session(settings, Path(settings.run), choose_device(settings.device, "device"))
+    found, failed = _compute(session)
+    summary = session.metrics.named(found)
+    session.terminal.numbers_of(summary, settings.split, f"{settings.run}: {session.measure}")
+    if failed:
+        raise UserError(f"metrics={failed}: failed (see above); the others are in {settings.run}/evaluation.json")
+    return summary
+
+
+def _compute(session: Session) -> tuple[dict[str, Any], list[str]]:
+    """Return the numbers of the metrics, written after each of them, and the names of those that failed."""
     found: dict[str, Any] = {}
     failed: list[str] = []
-    for name in settings.metrics:
+    for name in session.settings.metrics:
         try:
             found |= METRICS[name](session)
         except NotApplicable as reason:
@@ -75,14 +85,10 @@ def evaluate(settings: Evaluate) -> dict[str, Any]:
         except UserError:
             raise
         except Exception as error:  # the numbers of the other metrics are not lost with one
-            _memory(error, settings, session.terminal, name)
+            _memory(error, session.settings, session.terminal, name)
             failed.append(name)
         _write(session, found)
-    summary = {f"{settings.split}/{key}": value for key, value in found.items()}
-    session.terminal.numbers_of(summary, settings.split, f"{settings.run}: {session.measure}")
-    if failed:
-        raise UserError(f"metrics={failed}: failed (see above); the others are in {settings.run}/evaluation.json")
-    return summary
+    return found, failed
 
 
 class Session:
@@ -102,8 +108,20 @@ class Session:
         self.measure = metrics.measure(self.dataset, self.vae.likelihood, conditional=self.vae.conditional)
         self.notes = metrics.caveats(self.dataset, self.vae.likelihood)
         for note in self.notes:
-            self.terminal.line(f"warning: {note}", style="yellow")
-        self.whole: Any = None
+            self.warn(note)
+        self.metrics = metrics.SplitMetrics(
+            self.vae,
+            self.spec,
+            settings.split,
+            self.data,
+            draws=self.config.trainer.final_samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+        )
+
+    def warn(self, text: str) -> None:
+        """Say something that the person should look into."""
+        self.terminal.line(f"warning: {text}", style="yellow")
 
     @cached_property
     def train(self) -> Resident:
@@ -114,17 +132,6 @@ class Session:
         from vae_cli.finished import split_of
 
         return split_of(self.dataset, split, next(self.vae.parameters()).device, self.config.data.seed)
-
-    def evaluation(self) -> Any:
-        """The ELBO of the examples, computed once."""
-        from vae_cli import metrics
-
-        if self.whole is None:
-            draws = metrics.enough_draws(self.vae, self.data, self.config.trainer.final_samples)
-            self.whole = metrics.evaluate(
-                self.vae, self.data, samples=draws, seed=self.settings.seed, batch_size=self.settings.batch_size
-            )
-        return self.whole
 
     def labels(self, split: Resident) -> Any:
         """The labels of a split.
@@ -145,49 +152,33 @@ class Session:
         except Exception as error:
             if DEBUGGING and not isinstance(error, (OSError, Unwritable)):
                 raise
-            self.terminal.line(f"warning: {not_written(f'figures/{path.name}', error)}", style="yellow")
+            self.warn(not_written(f"figures/{path.name}", error))
 
 
 def _elbo(session: Session) -> dict[str, Any]:
-    from vae_cli import metrics
     from vae_cli.report import figures
 
-    result, split = session.evaluation(), session.settings.split
-    if worse := metrics.worse_than_no_model(result, split, session.spec, session.vae.likelihood, session.data):
-        session.terminal.line(f"warning: {worse}", style="yellow")
+    result = session.metrics.evaluation
+    if worse := session.metrics.worse_than_no_model():
+        session.warn(worse)
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
-    found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
-    found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
-    bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood)
-    return found | ({} if bits is None else {"bits_per_dim": bits})
+    more = {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
+    return session.metrics.elbo() | more
 
 
 def _log_likelihood(session: Session) -> dict[str, Any]:
-    from vae_cli import metrics
     from vae_cli.report import figures
 
     settings = session.settings
     with session.terminal.bar("log p(x)", len(session.data)) as advance:
-        estimate = metrics.log_likelihood(
-            session.vae,
-            session.data,
-            samples=settings.samples,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            compiled=settings.compile,
-            advance=advance,
-        )
+        estimate, found = session.metrics.log_likelihood(settings.samples, compiled=settings.compile, advance=advance)
     session.draw("log_likelihood", lambda path: figures.log_likelihood(estimate, path))
-    found: dict[str, Any] = metrics.numbers(estimate, session.evaluation(), len(session.data))
-    bits = metrics.bits_per_dim(estimate.mean, session.spec, session.vae.likelihood)
-    found |= {} if bits is None else {"log_likelihood_bits_per_dim": bits}
-    return found | {"bound_by_samples": estimate.curve, "posterior_gap_stderr": estimate.gap_stderr}
+    more = {"bound_by_samples": estimate.curve, "posterior_gap_stderr": estimate.gap_stderr}
+    return found | session.metrics.bits_of(estimate) | more
 
 
 def _aggregate(session: Session) -> dict[str, Any]:
-    from vae_cli import metrics
-
-    return metrics.aggregate(session.vae, session.data, seed=session.settings.seed)
+    return session.metrics.aggregate()
 
 
 def _amortisation(session: Session) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import __version__
-from vae_cli.commands.shared import import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.commands.shared import exit_on_error, import_torch, new_folder, own_folders, run_hydra
 from vae_cli.config import check, require_run, words
 from vae_cli.config.commands import Export
 from vae_cli.config.words import CONF
@@ -37,7 +37,7 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
 def application(composed: DictConfig) -> None:
     """Export what the settings say, and print the paths of what was written."""
-    with told("vae-export"):
+    with exit_on_error("vae-export"):
         settings = check(Export, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), "")
         require_run(Path(settings.run))  # before torch is imported
         own_folders()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli.commands.shared import guarded, import_torch, own_folders, refuse_misused, told
+from vae_cli.commands.shared import exit_on_error, guarded, import_torch, own_folders, refuse_misused
 from vae_cli.config import check, check_part, words
 from vae_cli.config.commands import Pack
 from vae_cli.config.types import Part as Data
@@ -59,7 +59,7 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="pack")
 def application(composed: DictConfig) -> None:
     """Pack what the settings say."""
-    with told("vae-data"):
+    with exit_on_error("vae-data"):
         raw: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         own_folders()
         import_torch()

@@ -130,7 +130,7 @@ def _refuse_pickles(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
+def exit_on_error(name: str) -> Iterator[None]:
     """Print an error within a Hydra application as one line and exit with 1: Hydra would put a line before it."""
     try:
         yield

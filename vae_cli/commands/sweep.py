@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.commands import study
-from vae_cli.commands.shared import told
+from vae_cli.commands.shared import exit_on_error
 from vae_cli.config.words import one_line
 from vae_cli.system.disk import SETTINGS, Unwritable, refuse_links, write
 from vae_cli.system.errors import UserError
@@ -44,7 +44,7 @@ class Sweep(Callback):
         """Take the folder of the sweep, once and for all of its jobs."""
         begin()
         folder = Path(config.hydra.sweep.dir)
-        with told("vae-train"):
+        with exit_on_error("vae-train"):
             _refuse(config, folder)
             refuse_links(folder, deep=False)
             _refuse_settings(config)

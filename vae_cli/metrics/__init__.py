@@ -2,16 +2,26 @@
 
 from vae_cli.metrics.aggregate import aggregate
 from vae_cli.metrics.disentanglement import codes, dci, factors, linear_probe, mutual_information_gap
-from vae_cli.metrics.elbo import ACTIVE, Evaluation, bits_per_dim, decodes_at_once, enough_draws, evaluate, undisturbed
+from vae_cli.metrics.elbo import (
+    ACTIVE,
+    Evaluation,
+    bits_per_dim,
+    decodes_at_once,
+    enough_draws,
+    evaluate,
+    evaluation_mode,
+)
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.importance import LogLikelihood, log_likelihood, numbers, score
 from vae_cli.metrics.meaning import caveats, measure, worse_than_no_model
 from vae_cli.metrics.quality import inception_fid, quality
+from vae_cli.metrics.split import SplitMetrics
 
 __all__ = [
     "ACTIVE",
     "Evaluation",
     "LogLikelihood",
+    "SplitMetrics",
     "aggregate",
     "amortisation",
     "bits_per_dim",
@@ -21,6 +31,7 @@ __all__ = [
     "decodes_at_once",
     "enough_draws",
     "evaluate",
+    "evaluation_mode",
     "factors",
     "inception_fid",
     "linear_probe",
@@ -30,6 +41,5 @@ __all__ = [
     "numbers",
     "quality",
     "score",
-    "undisturbed",
     "worse_than_no_model",
 ]

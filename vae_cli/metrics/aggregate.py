@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from vae_cli.batch import Batch
 from vae_cli.data import Resident
 from vae_cli.distribution import is_diagonal, mixture
-from vae_cli.metrics.elbo import undisturbed
+from vae_cli.metrics.elbo import evaluation_mode
 from vae_cli.vae import VAE
 
 MOST = 2000  # examples at most
@@ -31,7 +31,7 @@ def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> d
     n = min(most if is_diagonal(vae.encode(data.batch(slice(0, 1)))) else most // 8, len(data))
     sums = torch.zeros(2, dtype=torch.float64)
     draws = max(1, most // 4 // n)
-    with undisturbed(vae, seed):
+    with evaluation_mode(vae, seed):
         batch = data.part(n, seed).batch(slice(0, n))
         posterior, prior = vae.encode(batch), vae.prior(batch.y)
         for _ in range(draws):

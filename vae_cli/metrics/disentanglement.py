@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from vae_cli.data import Resident
-from vae_cli.metrics.elbo import undisturbed
+from vae_cli.metrics.elbo import evaluation_mode
 from vae_cli.vae import VAE
 
 BINS = 20  # of a code, and of a factor with more values than that
@@ -18,7 +18,7 @@ BATCH = 1000
 @torch.no_grad()
 def codes(vae: VAE, data: Resident) -> NDArray[np.float64]:
     """Return the posterior means of every example, [N, D]."""
-    with undisturbed(vae):
+    with evaluation_mode(vae):
         means = [vae.encode(batch).mean.cpu() for batch in data.batches(BATCH)]
     return torch.cat(means).double().numpy()
 

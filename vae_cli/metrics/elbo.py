@@ -54,7 +54,7 @@ class Evaluation:
 
 
 @contextmanager
-def undisturbed(vae: VAE, seed: int = 0) -> Iterator[None]:
+def evaluation_mode(vae: VAE, seed: int = 0) -> Iterator[None]:
     """Look at a model in evaluation mode under a seed of its own; leave its mode and all random states as they were."""
     was_training = vae.training
     with randomness.fork(seed, next(vae.parameters()).device):
@@ -76,7 +76,7 @@ def evaluate(vae: VAE, data: Resident, *, samples: int = 1, seed: int = 0, batch
     at_once = min(samples, rows)
     sums: list[Tensor] | None = None
     layers: tuple[tuple[int, int], ...] = ()
-    with undisturbed(vae, seed):
+    with evaluation_mode(vae, seed):
         for k, batch in enumerate(data.batches(max(1, rows // samples))):
             if k % parallel.count() != parallel.rank():
                 continue
@@ -116,7 +116,7 @@ def _of_all(
     if parallel.count() == 1:
         assert sums is not None
         return sums, layers
-    found = parallel.everyones((sums and [each.cpu() for each in sums], layers))
+    found = parallel.from_all_ranks((sums and [each.cpu() for each in sums], layers))
     there = [each for each in found if each[0] is not None]
     return [sum(parts) for parts in zip(*(each[0] for each in there), strict=True)], there[0][1]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vae_cli.batch import Batch
 from vae_cli.data import Resident
-from vae_cli.metrics.elbo import decodes_at_once, undisturbed
+from vae_cli.metrics.elbo import decodes_at_once, evaluation_mode
 from vae_cli.metrics.importance import log_likelihood, standard_error
 from vae_cli.vae import VAE
 
@@ -27,7 +27,7 @@ def amortisation(
     """
     exact = log_likelihood(vae, data, samples=samples, seed=seed)
     best = []
-    with undisturbed(vae, seed):
+    with evaluation_mode(vae, seed):
         for batch in data.batches(max(1, decodes_at_once(vae) // (4 * draws))):
             best.append(_optimised_elbo(vae, batch, steps, draws, lr))
     amortised = torch.cat(best).cpu().to(exact.elbo.dtype) - exact.elbo

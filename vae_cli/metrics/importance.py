@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vae_cli.data import Resident
 from vae_cli.distribution import exact
-from vae_cli.metrics.elbo import Evaluation, decodes_at_once, enough_draws, undisturbed
+from vae_cli.metrics.elbo import Evaluation, decodes_at_once, enough_draws, evaluation_mode
 from vae_cli.vae import VAE
 
 BATCH = 100  # examples at once at most
@@ -75,7 +75,7 @@ def log_likelihood(
     rows = batch_size or decodes_at_once(vae)
     many = max(1, min(BATCH, rows))
     parts, curves, done = [], [], 0
-    with undisturbed(vae, seed):
+    with evaluation_mode(vae, seed):
         for batch in data.batches(many):
             log_w = weigh(batch, samples, max(1, rows // len(batch.x))).to(exact(batch.x.device))
             parts.append(torch.stack(_summaries(log_w)).cpu())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_cli.data import Resident
-from vae_cli.metrics.elbo import undisturbed
+from vae_cli.metrics.elbo import evaluation_mode
 from vae_cli.model.layers import dense
 from vae_cli.vae import VAE
 
@@ -29,7 +29,7 @@ def quality(vae: VAE, train: Resident, test: Resident, classes: int, *, seed: in
     Beside the distance stands that of as many training examples which the classifier has not seen, what a perfect
     model would reach. Draws of a conditional model have the labels of the test examples.
     """
-    with undisturbed(vae, seed):
+    with evaluation_mode(vae, seed):
         order = torch.randperm(len(train), device=train.device)
         seen, fresh = order[: len(train) // 2], order[len(train) // 2 :]
         net, accuracy = classifier(train, seen, test, vae.shape, classes)
@@ -127,7 +127,7 @@ def inception_fid(vae: VAE, test: Resident, *, seed: int = 0) -> dict[str, float
     """Return Inception FID by torch-fidelity between draws' means and test pictures, for those who have its weights."""
     import torch_fidelity
 
-    with undisturbed(vae, seed):
+    with evaluation_mode(vae, seed):
         n = min(10_000, len(test))
         real, y, _ = test.part(n, seed).batch(slice(0, n))
         drawn = _draws(vae, n, y, mean=True)

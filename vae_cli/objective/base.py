@@ -80,7 +80,7 @@ class Objective(nn.Module):
         with randomness.own_rows():
             output = vae(batch, samples=self.samples)
         if self.joins:
-            output = whole(vae, output)
+            output = gather_ranks(vae, output)
         reconstruction, kl = output.log_likelihood.detach().mean(), output.kl.detach().sum(-1).mean()
         loss, extra = self.loss(vae, output, penalty)
         for name, term in output.draw.extra.items():
@@ -96,7 +96,7 @@ class Objective(nn.Module):
         return []
 
 
-def whole(vae: VAE, output: Output) -> Output:
+def gather_ranks(vae: VAE, output: Output) -> Output:
     """Return the terms of all ranks' examples."""
     if JOINT.alone:
         return output

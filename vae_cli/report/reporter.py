@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vae_cli.config import as_chosen
 from vae_cli.data import Resident, Spec
-from vae_cli.metrics import Evaluation, undisturbed
+from vae_cli.metrics import Evaluation, evaluation_mode
 from vae_cli.report import page, pictures
 from vae_cli.report.board import Board
 from vae_cli.report.console import Terminal
@@ -129,7 +129,7 @@ class Reporter:
         """Reconstructions, samples and traversals on their way; `kl` [D] orders the traversals."""
         if not pictures.is_picture(self.spec.shape):
             return  # what is no picture is drawn once, with the report
-        with undisturbed(vae):
+        with evaluation_mode(vae):
             for tag, x in (
                 ("reconstructions", pictures.reconstructions(vae, data)),
                 ("samples", pictures.samples(vae, data)),
@@ -139,7 +139,7 @@ class Reporter:
 
     def codes(self, step: int, vae: VAE, data: Resident) -> None:
         """The codes of a finished run, for TensorBoard's Projector tab."""
-        with undisturbed(vae):
+        with evaluation_mode(vae):
             codes, labels = pictures.codes(vae, data, PROJECTED)
         if (board := self.board) is not None:
             images = pictures.thumbnails(data, len(codes), self.spec, board.sprite_side(len(codes)))
@@ -151,7 +151,7 @@ class Reporter:
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
-        with undisturbed(vae):
+        with evaluation_mode(vae):
             self._draw_examples(vae, data, folder)
         figures.terms(self.history(), folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, result.units, folder / "kl_by_dimension.png")
@@ -188,7 +188,7 @@ class Reporter:
 
     def page(self, vae: VAE, data: Resident, result: Evaluation, heading: page.Heading) -> None:
         """Write report.html: the finished run at a glance."""
-        with undisturbed(vae):
+        with evaluation_mode(vae):
             sections = page.drawn(vae, data, result, self.spec, self.history())
         page.write(self.folder, heading, self.warnings, sections)
 

@@ -48,7 +48,7 @@ def deferred() -> Iterator[None]:
     """Within the block signals wait for its end: the C code of a library that imports Python would lose them."""
     with Interruption() as interruption:
         yield
-    interruption.grant(interruption.asked[:])
+    interruption.honour(interruption.requests[:])
 
 
 def _interrupt(*_: object) -> None:
@@ -66,16 +66,16 @@ def _replace(old: Any, new: Any) -> None:
 
 
 class Interruption:
-    """Within the block, the first signal becomes a wish that the loop grants after its step, once all is saved.
+    """Within the block, a signal is a stop request: the loop honours it after its step, once all is saved.
 
     A second Ctrl-C interrupts at once; schedulers that repeat SIGTERM or SIGUSR1 do not.
 
     Attributes:
-        asked: the signals that came and were not granted yet.
+        requests: the signals that came and were not honoured yet.
     """
 
     def __init__(self) -> None:
-        self.asked: list[signal.Signals] = []
+        self.requests: list[signal.Signals] = []
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -84,26 +84,26 @@ class Interruption:
         return self
 
     def _ask(self, number: int, _: object) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.requests and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked.append(signal.Signals(number))
+        self.requests.append(signal.Signals(number))
 
-    def grant(self, wishes: Iterable[signal.Signals]) -> None:
+    def honour(self, requests: Iterable[signal.Signals]) -> None:
         """Stop; or do what a launcher that waits for the signal would: submitit requeues its job, or lets it go on.
 
         Args:
-            wishes: signals that came to this process, or to another rank.
+            requests: signals that came to this process, or to another rank.
 
         Raises:
             Interrupted: nobody waits for one of them.
         """
-        for asked in wishes:
-            while asked in self.asked:
-                self.asked.remove(asked)
-            handler = self.before.get(asked)
+        for request in requests:
+            while request in self.requests:
+                self.requests.remove(request)
+            handler = self.before.get(request)
             if not callable(handler) or handler is signal.default_int_handler:
-                raise Interrupted(asked.name)
-            handler(asked, None)
+                raise Interrupted(request.name)
+            handler(request, None)
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self.before.items():

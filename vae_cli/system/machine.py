@@ -23,7 +23,7 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU ti
 
 
 @contextmanager
-def memory_told(given: str = "", remedy: str = TRAINING) -> Iterator[None]:
+def explain_out_of_memory(given: str = "", remedy: str = TRAINING) -> Iterator[None]:
     """Within the block, say in one line what to lower where memory runs out; `given` is the setting to blame."""
     try:
         yield

@@ -48,7 +48,7 @@ def start(device: torch.device) -> None:
     atexit.register(_end)
     global _watch
     _watch = Watch()
-    with losses_told():
+    with explain_lost_rank():
         agent = _agent()
         name = "vae-cli" if agent is None else _meeting(agent)
         store = None if agent is None else dist.PrefixStore(name, agent)
@@ -167,12 +167,12 @@ def shared(value: T) -> T:
     return cast(T, box[0])
 
 
-def by_first(make: Callable[[], T]) -> T:
+def from_first_rank(make: Callable[[], T]) -> T:
     """Return what `make` returns on rank 0, on every rank."""
     return shared(make() if rank() == 0 else cast(T, None))
 
 
-def everyones(value: T) -> list[T]:
+def from_all_ranks(value: T) -> list[T]:
     """Return the values of all ranks, by rank."""
     if count() == 1:
         return [value]
@@ -181,7 +181,7 @@ def everyones(value: T) -> list[T]:
     return found
 
 
-def most(values: list[float]) -> list[float]:
+def largest(values: list[float]) -> list[float]:
     """Return, for each of some numbers, the largest that any rank gives; on the host."""
     if count() == 1:
         return values
@@ -201,7 +201,7 @@ def one_after_another() -> Iterator[None]:
 
 
 @contextmanager
-def losses_told() -> Iterator[None]:
+def explain_lost_rank() -> Iterator[None]:
     """Within the block, say in one line that another rank was lost.
 
     Raises:

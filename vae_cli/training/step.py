@@ -116,6 +116,11 @@ class Step:
                 f"trainer.accumulate={self.settings.accumulate}: {found[0]} joins the examples of a batch; 1 is allowed"
             )
 
+    @property
+    def evaluated(self) -> VAE:
+        """The model whose numbers count: the averaged weights where there are any."""
+        return self.vae if self.averaged is None else self.averaged
+
     def reset(self) -> None:
         """Forget what was captured: the tensors that it worked on may be others now."""
         self._set.clear()

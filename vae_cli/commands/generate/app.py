@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.commands.generate.schema import PREFIX, Generate, task_schema
-from vae_cli.commands.shared import import_torch, new_folder, own_folders, run_hydra, told
+from vae_cli.commands.shared import exit_on_error, import_torch, new_folder, own_folders, run_hydra
 from vae_cli.config import check, require_run, words
 from vae_cli.config.words import CONF
 from vae_cli.system.errors import UserError, first_line
@@ -42,7 +42,7 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="generate")
 def application(composed: DictConfig) -> None:
     """Do what the settings say, and print the paths of what was written."""
-    with told("vae-generate"):
+    with exit_on_error("vae-generate"):
         settings = validate(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
         require_run(Path(settings.run))  # before torch is imported
         own_folders()
@@ -73,11 +73,11 @@ def generate(settings: Generate) -> list[Path]:
 
     from vae_cli.api import load
     from vae_cli.commands.generate import tasks
-    from vae_cli.system.machine import memory_told, set_up
+    from vae_cli.system.machine import explain_out_of_memory, set_up
 
     set_up()
     name = settings.task.target.removeprefix(PREFIX)
-    with memory_told(f"task={name}", _remedy(settings)):
+    with explain_out_of_memory(f"task={name}", _remedy(settings)):
         model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
         torch.manual_seed(settings.seed)
         arguments = _arguments(getattr(tasks, name), settings, model)
