@@ -99,7 +99,7 @@ def test_a_hundred_thousand_dimensions(tmp_path, likelihood):
 
 @pytest.mark.parametrize("likelihood", ["discretized_logistic", "categorical"])
 def test_ten_thousand_dimensions_of_levels(tmp_path, likelihood):
-    x = np.random.default_rng(0).integers(0, 4, (20, 10_000)).astype(np.int16)
+    x = np.random.default_rng(0).integers(0, 4, (20, 100, 100)).astype(np.int16)
     settings = [*arrays(tmp_path, x), f"likelihood={likelihood}", "model.hidden=[4]"]
     trains(tmp_path, *settings, "trainer.steps=2", "trainer.final_samples=1")
 

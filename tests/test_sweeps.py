@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from vae_cli.schedule import Constant
+from vae_cli.kl import Constant
 
 
 class Told(Constant):
@@ -71,7 +71,7 @@ def test_every_missing_extra_is_told_with_the_command_that_installs_it():
     code = """
 import sys
 sys.modules["hydra_plugins"] = None  # as where none is installed
-from vae_cli import train
+from vae_cli.commands import train
 for chosen in sys.argv[1].split():
     sys.argv = ["vae-train", "-m", chosen]
     try:
@@ -117,7 +117,8 @@ def test_the_ready_sweeps_have_the_jobs_they_name(tmp_path, option, jobs):
     """The jobs are counted, not trained."""
     code = """
 import sys
-from vae_cli import run, train
+from vae_cli.commands import train
+from vae_cli.training import run
 run.train = lambda *_, **__: print("trained") or {"train/elbo": 0.0}
 train.main()
 """
