@@ -50,7 +50,7 @@ def parts(threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     made = trainer()
     indices = made._indices()
-    x, _ = made.train.batch(next(indices)[0])
+    x = made.train.batch(next(indices)[0]).x
     index, calls = next(indices)[0], products(made.vae, x)
     found = {"whole step": least(lambda: made._update(next(indices)))}
     found["matrix products"] = least(lambda: [call() for call in calls])

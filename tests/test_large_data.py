@@ -260,7 +260,7 @@ def test_tables_are_standardised_by_what_the_index_says(tmp_path):
     assert scanned.spec.mean is not None
 
 
-def npy(x):
+def as_npy(x):
     file = io.BytesIO()
     np.save(file, x)
     return file.getvalue()
@@ -275,7 +275,7 @@ def test_a_table_of_whole_numbers_is_one_of_its_own_values_in_shards_too(kind, t
     if kind == "packed":
         packed(tmp_path / "shards", "data=arrays", f"data.path={tmp_path}/x.npy", "data.test=0", "data.valid=0")
     else:
-        samples = [{"npy": npy(row)} for row in x] if kind == "samples" else [{"x.npy": npy(x)}]
+        samples = [{"npy": as_npy(row)} for row in x] if kind == "samples" else [{"x.npy": as_npy(x)}]
         write_shard(tmp_path / "shards" / "a.tar", samples)
     data = of_shards(tmp_path / "shards")
     assert (data.spec.levels, data.taken) == (None, "real values")
@@ -289,8 +289,8 @@ def test_whole_numbers_in_pictures_are_grey_levels_in_shards_too(tmp_path, monke
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
     x = RNG.integers(0, 17, (30, 6, 5))
     x[0, 0, 0] = 16
-    write_shard(tmp_path / "a.tar", [{"npy": npy(picture)} for picture in x])
-    write_shard(tmp_path / "valid.tar", [{"npy": npy(picture + 1)} for picture in x])
+    write_shard(tmp_path / "a.tar", [{"npy": as_npy(picture)} for picture in x])
+    write_shard(tmp_path / "valid.tar", [{"npy": as_npy(picture + 1)} for picture in x])
     data = of_shards(tmp_path / "a.tar")
     assert (data.spec.levels, data.taken) == (17, "grey levels")
     batch = data.resident("train", CPU).batch(torch.arange(30)).x

@@ -29,11 +29,12 @@ from pathlib import Path
 
 import torch
 
+from vae_cli.config.types import NonNegative
 from vae_cli.kl import Constant
 
 
 class Told(Constant):
-    def __init__(self, *, weight: float, free_bits: float, folder: str):
+    def __init__(self, *, weight: NonNegative, free_bits: NonNegative, folder: str):
         super().__init__(weight=weight, free_bits=free_bits)
         if weight == 9:
             raise RuntimeError("broken on purpose")
