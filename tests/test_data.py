@@ -514,7 +514,7 @@ def test_the_likelihood_for_colour_pictures_is_told(pictures):
     found = dataset("data=images", f"data.path={pictures}", "data.size=8")
     assert any("take likelihood=discretized_logistic" in note for note in metrics.caveats(found, Bernoulli()))
     found = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=discretized_logistic")
-    assert metrics.caveats(found, DiscretizedLogistic(levels=256)) == []
+    assert metrics.caveats(found, DiscretizedLogistic(levels=256, mixtures=1)) == []
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

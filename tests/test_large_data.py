@@ -13,10 +13,11 @@ from tests.conftest import configure, train
 from vae_cli import parts
 from vae_cli.commands.pack import pack
 from vae_cli.config.commands import Pack
-from vae_cli.data import arrays, npy, shards
+from vae_cli.data import arrays, npy
 from vae_cli.data.batches import cache
 from vae_cli.data.batches.mapped import Mapped
 from vae_cli.data.batches.resident import Resident, Streamed
+from vae_cli.data.webdataset import reader
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 
@@ -169,7 +170,7 @@ def epoch(stream, seed, epoch, size):
     order = stream.order(seed, epoch)[: len(stream) // size * size].split(size)
     for k, index in enumerate(order):
         if k + 1 < len(order):
-            stream.expect(order[k + 1])
+            stream.prefetch(order[k + 1])
         yield stream.batch(index)
 
 
@@ -212,8 +213,8 @@ def test_ranks_read_the_global_batches_each_from_its_own_shards(ranks, tmp_path,
     packed(tmp_path, *SYNTHETIC)
     one = [batch.x for batch in epoch(of_shards(tmp_path).resident("train", CPU), 3, 1, 8)]
     monkeypatch.setattr("vae_cli.system.parallel.count", lambda: ranks)
-    touched, own = [], shards.Reader.samples
-    monkeypatch.setattr(shards.Reader, "samples", lambda self, url, n: (touched.append(url), own(self, url, n))[1])
+    touched, own = [], reader.Reader.samples
+    monkeypatch.setattr(reader.Reader, "samples", lambda self, url, n: (touched.append(url), own(self, url, n))[1])
     shares, opened = [], []
     for rank in range(ranks):
         stream = of_shards(tmp_path).resident("train", CPU)
@@ -356,7 +357,7 @@ def test_shards_without_an_index_are_read_once_to_find_out(foreign_shards, monke
     assert data.sizes == {"train": 20, "valid": 10}
     assert data.valid.x[:, 0, 0, 0].tolist() == list(range(20, 30))
     assert data.valid.y.tolist() == [n % 3 for n in range(10)]
-    monkeypatch.setattr(shards.Reader, "_scan", None)
+    monkeypatch.setattr(reader.Reader, "_scan", None)
     assert dataset(*settings).sizes == data.sizes
 
 
