@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import yaml
 
-from vae_cli import metrics, parts
+from vae_cli import finished, metrics, parts
 from vae_cli.config import compose
 from vae_cli.system import checkpoint
 from vae_cli.system.randomness import seed_everything
@@ -40,10 +40,12 @@ OURS = {
     "flow_posterior": ["posterior=flow"],
     "annealed": ["kl=linear", "kl.warmup=30"],
     "ladder": [
-        "model=ladder",
-        "model.below=[40]",
+        "latent=ladder",
+        "latent.below=[40]",
+        "latent.hidden=[100]",
+        "latent.activation=gated",
         "model.latent_dim=10",
-        "model.hidden=[300,100]",
+        "model.hidden=[300]",
         "kl=linear",
         "kl.warmup=30",
     ],
@@ -89,7 +91,7 @@ def train_pythae(name: str, epochs: int) -> None:
     pseudo_inputs = rivals.train(
         kind,
         vae.model,
-        vae.posterior,
+        vae.latent.posterior,
         train,
         valid,
         output_dir=str(folder),
@@ -100,7 +102,7 @@ def train_pythae(name: str, epochs: int) -> None:
         seed=config.seed,
     )
     if pseudo_inputs is not None:  # in [0, 1], ends included
-        vae.prior.raw.data.copy_(torch.logit(pseudo_inputs.double().clamp(1e-9, 1 - 1e-9)).float())
+        vae.latent.prior.raw.data.copy_(torch.logit(pseudo_inputs.double().clamp(1e-9, 1 - 1e-9)).float())
     seconds = time.perf_counter() - started
     state = {"model": vae.state_dict(), "spec": dataset.spec.to_dict(), "seconds": seconds}
     checkpoint.save(state, folder / "checkpoints" / "last.pt")
@@ -111,7 +113,7 @@ def train_pythae(name: str, epochs: int) -> None:
 def score(name: str, epochs: int, samples: int) -> dict[str, Any]:
     """Return what vae-eval says of an entry, and each test digit's log p(x)."""
     cpu, folder = torch.device("cpu"), folder_of(name, epochs)
-    run = parts.restore(folder, cpu)
+    run = finished.restore(folder, cpu)
     vae, data = run.vae, parts.load_dataset(run.config).resident("test", cpu)
     assert data is not None
     whole = metrics.evaluate(vae, data, samples=8)

@@ -32,7 +32,7 @@ class Examples(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> DatasetOutput:
-        return DatasetOutput(data=self.data.batch(slice(index, index + 1))[0][0])
+        return DatasetOutput(data=self.data.batch(slice(index, index + 1)).x[0])
 
 
 class Encoder(BaseEncoder):
@@ -83,13 +83,13 @@ def train(
     Args:
         kind: vae, vamp or iwae.
         model: of vae_cli, with Bernoulli outputs.
-        posterior: `vae_cli.posterior.Gaussian`.
+        posterior: `vae_cli.posterior.gaussian.Gaussian`.
         train: training examples.
         valid: validation examples.
         settings: output_dir, num_epochs, learning_rate, per_device_train_batch_size, seed.
     """
     build, configure, own = SETTINGS[kind]
-    shape = tuple(train.batch(slice(0, 1))[0].shape[1:])
+    shape = tuple(train.batch(slice(0, 1)).x.shape[1:])
     config = configure(input_dim=shape, latent_dim=posterior.head.out_features // 2, reconstruction_loss="bce", **own)
     rival = build(config, encoder=Encoder(model, posterior), decoder=Decoder(model))
     trainer = Trainer(rival, Examples(train), Examples(valid), BaseTrainerConfig(**settings))
@@ -107,7 +107,7 @@ def rate(vae: nn.Module, x: Tensor, batch: int, device: torch.device) -> float:
     """Return the examples/s of pythae's BaseTrainer over one epoch of grey levels x [N, *shape], after a short one."""
     data = BaseDataset(x.cpu().float() / 255.0, torch.zeros(len(x)))
     config = VAEConfig(input_dim=tuple(x.shape[1:]), latent_dim=20, reconstruction_loss="bce")
-    model = VAE(config, encoder=Encoder(vae.model, vae.posterior), decoder=Decoder(vae.model))
+    model = VAE(config, encoder=Encoder(vae.model, vae.latent.posterior), decoder=Decoder(vae.model))
     for part in (BaseDataset(data.data[: 20 * batch], data.labels[: 20 * batch]), data):
         with tempfile.TemporaryDirectory() as folder, silent():
             settings = {"output_dir": folder, "num_epochs": 1, "learning_rate": 1e-3, "no_cuda": device.type == "cpu"}

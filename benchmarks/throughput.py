@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_cli.batch import Batch
 from vae_cli.config import compose
 from vae_cli.model.layers import ConvTranspose
 from vae_cli.parts import build, load_dataset
@@ -119,7 +120,7 @@ def ours(case: Case) -> float:
 
 def loss_of(vae: Any, x: Tensor) -> Tensor:
     """Return the negative ELBO as such loops are usually written, over our network."""
-    loc, log_scale = vae.posterior.head(vae.model.encode(x, None)).chunk(2, -1)
+    loc, log_scale = vae.latent.parameters_of(vae.model.encode(x, None)).chunk(2, -1)
     z = loc + log_scale.exp() * torch.randn_like(loc)
     logits = vae.model.decode(z, None)[:, 0]
     reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
@@ -257,7 +258,7 @@ def products(vae: nn.Module, x: Tensor) -> list[Callable[[], object]]:
 
     kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     hooks = [each.register_forward_hook(add) for each in vae.modules() if isinstance(each, kinds)]
-    vae(x)
+    vae(Batch(x))
     for hook in hooks:
         hook.remove()
     return calls

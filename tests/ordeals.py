@@ -28,9 +28,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.processes import Command, command, wait_for
-from vae_cli import parts
+from vae_cli import finished
 from vae_cli.config import compose
-from vae_cli.data import arrays as files
+from vae_cli.data.arrays import arrays
+from vae_cli.data.images import images
 from vae_cli.report import Reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
@@ -313,7 +314,7 @@ def _arrays(suffix: str) -> Callable[[Path], Reader]:
         path = folder / f"damaged.{suffix}"
         x, y = np.arange(320, dtype=np.uint8).reshape(20, 4, 4), np.arange(20) % 2
         np.save(path, x) if suffix == "npy" else np.savez(path, x=x, y=y)
-        return path, path.read_bytes(), lambda: files.arrays(path=str(path))
+        return path, path.read_bytes(), lambda: arrays(path=str(path), labels=None, missing="refused")
 
     return reader
 
@@ -334,7 +335,7 @@ def _settings(folder: Path) -> Reader:
     path = folder / ".hydra" / "config.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(compose(*TINY).plain))
-    return path, path.read_bytes(), lambda: parts.settings_of(folder)
+    return path, path.read_bytes(), lambda: finished.settings_of(folder)
 
 
 def _pictures(folder: Path) -> Reader:
@@ -344,7 +345,7 @@ def _pictures(folder: Path) -> Reader:
     return (
         path,
         path.read_bytes(),
-        partial(files.images, path=str(path.parent), size=8, color="rgb", resize="crop", on_broken="stop"),
+        partial(images, path=str(path.parent), size=8, color="rgb", resize="crop", on_broken="stop"),
     )
 
 

@@ -14,7 +14,7 @@ COMMON = [
     "data=synthetic", "data.n=400", "data.shape=[12,12]", "model.latent_dim=4", "trainer.steps=20",
     "trainer.batch_size=64", "trainer.log_every=1", "trainer.validate_every=2", "trainer.device=cpu",
 ]  # fmt: skip
-LADDER = ["model=ladder", "model.hidden=[16,8]", "model.below=[3]"]
+LADDER = ["latent=ladder", "latent.below=[3]", "latent.hidden=[8]", "model.hidden=[16]"]
 CASES = {
     "elbo": ["trainer.ema=0.9", "trainer.grad_clip=0.5"],
     "free_bits": ["kl.free_bits=0.3", "prior=vamp", "prior.components=9"],
@@ -37,7 +37,7 @@ def main(folder: Path, names: list[str]) -> None:
     run.finish = lambda *_: {}
     parallel.part_ways = lambda: None
     for name in names or CASES:
-        hidden = [] if "model=ladder" in CASES[name] else ["model.hidden=[32]"]
+        hidden = [] if "latent=ladder" in CASES[name] else ["model.hidden=[32]"]
         config = compose(*COMMON, *hidden, *CASES[name])
         run.train(config, folder / name)
         if name == "intervals":

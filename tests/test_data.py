@@ -7,12 +7,13 @@ import yaml
 from PIL import Image
 
 from tests.conftest import configure, train
-from vae_cli import likelihood as L
-from vae_cli import metrics, parts
-from vae_cli.data import Examples, Resident, Splits, vision
-from vae_cli.data import arrays as files
+from vae_cli import finished, metrics, parts
+from vae_cli.data import Examples, Resident, Splits, decoding, vision
 from vae_cli.data.batches import pixels
 from vae_cli.data.examples import carve
+from vae_cli.likelihood.bernoulli import Bernoulli
+from vae_cli.likelihood.categorical import Categorical
+from vae_cli.likelihood.discretized_logistic import DiscretizedLogistic
 from vae_cli.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -99,7 +100,7 @@ def test_validation_and_test_are_binarised_once(binarize):
 def test_dequantised_values_fill_their_cells():
     data = dataset("likelihood=gaussian", "data.dequantize=true")
     assert data.spec.dequantized == 17
-    x, _ = data.resident("train", CPU).batch(slice(0, 500))
+    x = data.resident("train", CPU).batch(slice(0, 500)).x
     assert torch.equal((x * 17).floor().to(torch.uint8), data.train.x[:500])
     assert data.valid.x.dtype == torch.float32
     assert (x * 17).frac().mean() == pytest.approx(0.5, abs=0.01)
@@ -108,7 +109,7 @@ def test_dequantised_values_fill_their_cells():
 @pytest.mark.parametrize("n", [1, 7, 10])
 def test_an_evaluation_sees_each_example_once(n):
     resident = Resident(Examples(torch.arange(10.0)[:, None]), pixels.transform("scale", None), CPU)
-    parts = [x for x, _ in resident.batches(n)]
+    parts = [batch.x for batch in resident.batches(n)]
     assert torch.cat(parts).flatten().tolist() == list(range(10))
 
 
@@ -290,9 +291,9 @@ def test_a_table_of_whole_numbers_is_the_table_of_the_same_floats(income, kind, 
 def test_a_table_of_codes_gets_no_likelihood_of_grey_levels(tmp_path):
     np.save(tmp_path / "codes.npy", np.arange(2000).reshape(400, 5) % 5)
     path = f"data.path={tmp_path}/codes.npy"
-    with pytest.raises(UserError, match=r"likelihood=Bernoulli: the data's values run from 0 to 4; values in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"likelihood=bernoulli: the data's values run from 0 to 4; values in \[0, 1\]"):
         dataset("data=arrays", path)
-    with pytest.raises(UserError, match=r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures"):
+    with pytest.raises(UserError, match=r"they are no grey levels; bytes, or whole numbers 0 … 255 in pictures"):
         dataset("data=arrays", path, "likelihood=categorical")
     with pytest.raises(UserError, match=r"data\.dequantize=true: has no effect on real values"):
         dataset("data=arrays", path, "likelihood=gaussian", "data.dequantize=true")
@@ -442,10 +443,10 @@ def test_broken_pictures_are_skipped_where_that_is_asked_and_told_of(pictures, m
     with pytest.raises(UserError, match=r"3\.png cannot be read as an image .*, and 1 others; data\.on_broken=skip"):
         dataset(*images)
     for few in (2, 200):  # with the cache and without
-        monkeypatch.setattr(files, "FEW", few)
+        monkeypatch.setattr(decoding, "FEW", few)
         found = dataset(*images, "data.on_broken=skip")
         assert torch.bincount(torch.cat([found.train.y, found.valid.y])).tolist() == [9, 10]
-        (note,) = metrics.caveats(found, L.Categorical(levels=256))
+        (note,) = metrics.caveats(found, Categorical(levels=256))
         assert note.startswith("2 of 21 pictures cannot be read and are skipped: ")
         assert f"{cut} (" in note
     for path in (pictures / "cats").iterdir():
@@ -472,7 +473,7 @@ def test_a_picture_fills_its_frame_as_it_is_told(tmp_path):
     Image.fromarray(wide).save(tmp_path / "wide.png")
 
     def framed(resize):
-        return files.picture(tmp_path / "wide.png", (8, 8), "L", resize=resize)[0].float() / 255
+        return decoding.picture(tmp_path / "wide.png", (8, 8), "L", resize=resize)[0].float() / 255
 
     crop, pad, stretch = map(framed, ("crop", "pad", "stretch"))
     assert crop[:, 1:].max() == 0  # the white quarter is cut away
@@ -494,9 +495,9 @@ def test_a_run_that_was_stored_before_a_setting_of_its_data_goes_on_loading(pict
         del settings["data"][key]
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
-    config = parts.settings_of(tmp_path)
+    config = finished.settings_of(tmp_path)
     assert (config.data.resize, config.data.on_broken) == ("crop", "stop")
-    parts.refuse_others(tmp_path, {"config": settings}, config)
+    finished.refuse_others(tmp_path, {"config": settings}, config)
 
 
 def test_few_steps_on_pictures_are_told_of_at_the_start(pictures, tmp_path_factory):
@@ -511,9 +512,9 @@ def test_few_steps_on_pictures_are_told_of_at_the_start(pictures, tmp_path_facto
 
 def test_the_likelihood_for_colour_pictures_is_told(pictures):
     found = dataset("data=images", f"data.path={pictures}", "data.size=8")
-    assert any("take likelihood=discretized_logistic" in note for note in metrics.caveats(found, L.Bernoulli()))
+    assert any("take likelihood=discretized_logistic" in note for note in metrics.caveats(found, Bernoulli()))
     found = dataset("data=images", f"data.path={pictures}", "data.size=8", "likelihood=discretized_logistic")
-    assert metrics.caveats(found, L.DiscretizedLogistic(levels=256)) == []
+    assert metrics.caveats(found, DiscretizedLogistic(levels=256, mixtures=1)) == []
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
@@ -535,8 +536,8 @@ def test_a_picture_keeps_its_colours_and_place(tmp_path):
 SUPPORT = {
     "bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
     "continuous_bernoulli": r"the data's values run from .* values in \[0, 1\] are allowed",
-    "categorical": r"without being grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed",
-    "discretized_logistic": r"without being grey levels; bytes, or whole numbers",
+    "categorical": r"they are no grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed",
+    "discretized_logistic": r"they are no grey levels; bytes, or whole numbers",
 }
 
 
@@ -569,23 +570,25 @@ def test_synthetic_examples_are_seeded_and_of_any_shape():
 
 def test_pictures_are_decoded_once_and_anew_when_one_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(files, "FEW", 2)
+    monkeypatch.setattr(decoding, "FEW", 2)
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{k}.png" for k in range(5)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
     decoded = []
-    monkeypatch.setattr(files, "_decode_one", lambda *a, own=files._decode_one: (decoded.append(a), own(*a))[1])
-    first = files.decode(paths, (8, 8), "L")
+    monkeypatch.setattr(decoding, "_decode_one", lambda *a, own=decoding._decode_one: (decoded.append(a), own(*a))[1])
+    first = decoding.decode(paths, (8, 8), "L")
     assert len(decoded) == 5
-    assert torch.equal(files.decode(paths, (8, 8), "L"), first)
+    assert torch.equal(decoding.decode(paths, (8, 8), "L"), first)
     assert len(decoded) == 5
-    files.decode(paths, (4, 4), "L")
+    decoding.decode(paths, (4, 4), "L")
     assert len(decoded) == 10
     Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(paths[2])
-    assert not torch.equal(files.decode(paths, (8, 8), "L"), first)
+    assert not torch.equal(decoding.decode(paths, (8, 8), "L"), first)
     for kept in (tmp_path / "cache").iterdir():
         kept.write_bytes(kept.read_bytes()[:40])
-    assert torch.equal(files.decode(paths, (8, 8), "L")[0], first[0])  # a damaged copy is made anew
+    assert torch.equal(decoding.decode(paths, (8, 8), "L")[0], first[0])  # a damaged copy is made anew
     monkeypatch.setenv("VAE_CACHE", "/proc/nowhere")
-    assert torch.equal(files.decode(paths, (8, 8), "L")[0], first[0])  # a folder that cannot be written costs nothing
+    assert torch.equal(
+        decoding.decode(paths, (8, 8), "L")[0], first[0]
+    )  # a folder that cannot be written costs nothing

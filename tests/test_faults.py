@@ -13,11 +13,11 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from vae_cli.schema import every
 
 from tests.conftest import ROOT, TINY, command, configure, train
 from tests.ordeals import assert_same, equal, full_after, history, numbers, soak, survive, weights
 from tests.processes import Command, logged, wait_for
+from vae_cli.config.types import parse_interval
 from vae_cli.report import Reporter, reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
@@ -386,7 +386,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower():
     ("10 minutes", (10.0, "minutes")),
 ])  # fmt: skip
 def test_a_checkpoint_comes_every_so_many_steps_epochs_or_minutes(given, meant):
-    assert every(given) == meant
+    assert parse_interval(given) == meant
     assert configure(
         *TINY, f"trainer.checkpoint_every='{given}'" if isinstance(given, str) else f"trainer.checkpoint_every={given}"
     )
@@ -411,7 +411,7 @@ def test_checkpoints_by_epochs_and_by_the_clock(tmp_path, monkeypatch):
 
 def poison(monkeypatch, steps):
     """Make the loss of some steps NaN, gradients included, each the first time it is taken."""
-    from vae_cli.objective import ELBO
+    from vae_cli.objective.elbo import ELBO
     from vae_cli.training.step import Step
 
     left, now = set(steps), [0]

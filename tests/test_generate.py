@@ -22,7 +22,7 @@ from vae_cli.commands.generate.latent import between
 from vae_cli.commands.generate.schema import TASKS
 from vae_cli.config import PATHS, check
 from vae_cli.config.words import CONF
-from vae_cli.data import arrays as files
+from vae_cli.data import npy
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 
@@ -443,7 +443,7 @@ def test_faulty_codes_get_one_line(folders, tmp_path):
 def test_a_file_that_claims_more_than_there_is_memory_is_refused_unread(folders, tmp_path, monkeypatch, task, key):
     claiming(tmp_path / "claims.npy", (10**11, 20))
     np.savez_compressed(tmp_path / "inflates.npz", z=np.zeros((50_000, 20), "float32"))
-    monkeypatch.setattr(files, "free_memory", lambda: 2**20)
+    monkeypatch.setattr(npy, "free_memory", lambda: 2**20)
     for name, size in (("claims.npy", "7450.6"), ("inflates.npz", "0.0")):
         given = {key: str(tmp_path / name)}
         with pytest.raises(UserError, match=rf"task\.{key}=.*{name}: its arrays need {size} GiB"):

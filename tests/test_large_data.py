@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from tests.conftest import configure, train
-from vae_cli import parts, schema
+from vae_cli import parts
 from vae_cli.commands.pack import pack
-from vae_cli.data import arrays as files
-from vae_cli.data import shards
+from vae_cli.config.commands import Pack
+from vae_cli.data import arrays, npy
 from vae_cli.data.batches import cache
 from vae_cli.data.batches.mapped import Mapped
 from vae_cli.data.batches.resident import Resident, Streamed
+from vae_cli.data.webdataset import reader
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 
@@ -46,10 +47,10 @@ def dataset(*overrides):
 def in_files(monkeypatch, tmp_path):
     """Whatever is read or made is in a file, and in parts of a few examples."""
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
-    for module in (files, cache):
+    for module in (npy, cache):
         monkeypatch.setattr(module, "SMALL", 0)
     monkeypatch.setattr("vae_cli.data.batches.mapped.CHUNK", 1000)
-    monkeypatch.setattr(files, "CHUNK", 1000)
+    monkeypatch.setattr(arrays, "CHUNK", 1000)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -157,7 +158,7 @@ def packed(out, *overrides, **settings):
     """Pack the data of a configuration, in shards of some 20 examples."""
     data = configure("likelihood=gaussian", *overrides).data
     chosen = {"out": str(out), "megabytes": 0.0006, "format": "npy", "workers": 2} | settings
-    return pack(schema.Pack(**chosen), data)
+    return pack(Pack(**chosen), data)
 
 
 def of_shards(folder, *overrides):
@@ -169,7 +170,7 @@ def epoch(stream, seed, epoch, size):
     order = stream.order(seed, epoch)[: len(stream) // size * size].split(size)
     for k, index in enumerate(order):
         if k + 1 < len(order):
-            stream.expect(order[k + 1])
+            stream.prefetch(order[k + 1])
         yield stream.batch(index)
 
 
@@ -192,17 +193,17 @@ def test_shards_hold_the_examples_that_were_packed_and_an_epoch_each_of_them_onc
     wanted = members(source.resident("train", CPU).batch(slice(0, 999))[0])
     stream, orders = data.resident("train", CPU), []
     for n in range(2):
-        x = torch.cat([x for x, _ in epoch(stream, 1, n, len(stream) // 8)])
+        x = torch.cat([batch.x for batch in epoch(stream, 1, n, len(stream) // 8)])
         assert len(x) == len(stream)
         assert members(x) == wanted
         orders.append(x)
     assert not torch.equal(*orders)
-    again = torch.cat([x for x, _ in epoch(data.resident("train", CPU), 1, 0, len(stream) // 8)])
+    again = torch.cat([batch.x for batch in epoch(data.resident("train", CPU), 1, 0, len(stream) // 8)])
     assert torch.equal(again, orders[0])
-    x, y = next(epoch(stream, 1, 0, 8))
+    x, y, _ = next(epoch(stream, 1, 0, 8))
     of = {
         tuple(x.flatten().tolist()): int(y)
-        for x, y in zip(*source.resident("train", CPU).batch(slice(0, 999)), strict=True)
+        for x, y in zip(*source.resident("train", CPU).batch(slice(0, 999))[:2], strict=True)
     }
     assert [of[tuple(row.flatten().tolist())] for row in x] == y.tolist()
 
@@ -210,10 +211,10 @@ def test_shards_hold_the_examples_that_were_packed_and_an_epoch_each_of_them_onc
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_read_the_global_batches_each_from_its_own_shards(ranks, tmp_path, monkeypatch):
     packed(tmp_path, *SYNTHETIC)
-    one = [x for x, _ in epoch(of_shards(tmp_path).resident("train", CPU), 3, 1, 8)]
+    one = [batch.x for batch in epoch(of_shards(tmp_path).resident("train", CPU), 3, 1, 8)]
     monkeypatch.setattr("vae_cli.system.parallel.count", lambda: ranks)
-    touched, own = [], shards.Reader.samples
-    monkeypatch.setattr(shards.Reader, "samples", lambda self, url, n: (touched.append(url), own(self, url, n))[1])
+    touched, own = [], reader.Reader.samples
+    monkeypatch.setattr(reader.Reader, "samples", lambda self, url, n: (touched.append(url), own(self, url, n))[1])
     shares, opened = [], []
     for rank in range(ranks):
         stream = of_shards(tmp_path).resident("train", CPU)
@@ -253,14 +254,14 @@ def test_tables_are_standardised_by_what_the_index_says(tmp_path):
     source, data = dataset(*path), of_shards(tmp_path / "shards")
     assert data.spec.mean == pytest.approx(source.spec.mean)
     assert data.spec.std == pytest.approx(source.spec.std)
-    x = torch.cat([x for x, _ in epoch(data.resident("train", CPU), 1, 0, len(data.train))])
+    x = torch.cat([batch.x for batch in epoch(data.resident("train", CPU), 1, 0, len(data.train))])
     torch.testing.assert_close(x.mean(0), torch.zeros(7), atol=1e-5, rtol=0)
     assert data.spec.low <= x.min() < x.max() <= data.spec.high
     scanned = dataset("data=shards", f"data.path='{tmp_path}/shards/train-{{000000..000002}}.tar'")
     assert scanned.spec.mean is not None
 
 
-def npy(x):
+def as_npy(x):
     file = io.BytesIO()
     np.save(file, x)
     return file.getvalue()
@@ -275,13 +276,13 @@ def test_a_table_of_whole_numbers_is_one_of_its_own_values_in_shards_too(kind, t
     if kind == "packed":
         packed(tmp_path / "shards", "data=arrays", f"data.path={tmp_path}/x.npy", "data.test=0", "data.valid=0")
     else:
-        samples = [{"npy": npy(row)} for row in x] if kind == "samples" else [{"x.npy": npy(x)}]
+        samples = [{"npy": as_npy(row)} for row in x] if kind == "samples" else [{"x.npy": as_npy(x)}]
         write_shard(tmp_path / "shards" / "a.tar", samples)
     data = of_shards(tmp_path / "shards")
     assert (data.spec.levels, data.taken) == (None, "real values")
     assert data.spec.mean == pytest.approx(x.mean(0).tolist(), rel=1e-5)
     stream = of_shards(tmp_path / "shards", "data.standardize=false").resident("train", CPU)
-    seen = torch.cat([batch for batch, _ in epoch(stream, 1, 0, 90)])
+    seen = torch.cat([batch.x for batch in epoch(stream, 1, 0, 90)])
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, x.astype(float).tolist()))
 
 
@@ -289,11 +290,11 @@ def test_whole_numbers_in_pictures_are_grey_levels_in_shards_too(tmp_path, monke
     monkeypatch.setenv("VAE_CACHE", str(tmp_path / "cache"))
     x = RNG.integers(0, 17, (30, 6, 5))
     x[0, 0, 0] = 16
-    write_shard(tmp_path / "a.tar", [{"npy": npy(picture)} for picture in x])
-    write_shard(tmp_path / "valid.tar", [{"npy": npy(picture + 1)} for picture in x])
+    write_shard(tmp_path / "a.tar", [{"npy": as_npy(picture)} for picture in x])
+    write_shard(tmp_path / "valid.tar", [{"npy": as_npy(picture + 1)} for picture in x])
     data = of_shards(tmp_path / "a.tar")
     assert (data.spec.levels, data.taken) == (17, "grey levels")
-    batch, _ = data.resident("train", CPU).batch(torch.arange(30))
+    batch = data.resident("train", CPU).batch(torch.arange(30)).x
     assert sorted(set((batch * 16).flatten().tolist())) == list(range(17))
     with pytest.raises(UserError, match=r"whole numbers from 1 to 17 where 0 … 16 are expected"):
         of_shards(tmp_path / "a.tar", f"data.valid_path={tmp_path}/valid.tar")
@@ -317,7 +318,7 @@ def test_pictures_are_packed_without_loss(name, tmp_path):
     assert data.spec == source.spec
     assert data.spec.names == ("cat", "dog")
     assert torch.equal(data.test.x, source.test.x)
-    x = torch.cat([x for x, _ in epoch(data.resident("train", CPU), 1, 0, 4)])
+    x = torch.cat([batch.x for batch in epoch(data.resident("train", CPU), 1, 0, 4)])
     assert members(x) == members(source.resident("train", CPU).batch(slice(0, 99))[0])
     small = of_shards(tmp_path / "shards", "data.size=16", "data.color=grayscale")
     assert small.spec.shape == (1, 16, 16)
@@ -356,7 +357,7 @@ def test_shards_without_an_index_are_read_once_to_find_out(foreign_shards, monke
     assert data.sizes == {"train": 20, "valid": 10}
     assert data.valid.x[:, 0, 0, 0].tolist() == list(range(20, 30))
     assert data.valid.y.tolist() == [n % 3 for n in range(10)]
-    monkeypatch.setattr(shards.Reader, "_scan", None)
+    monkeypatch.setattr(reader.Reader, "_scan", None)
     assert dataset(*settings).sizes == data.sizes
 
 
@@ -368,7 +369,7 @@ def test_attributes_and_arrays_in_samples(tmp_path, monkeypatch):
     data = of_shards(tmp_path)
     assert (data.spec.shape, data.spec.levels, data.spec.attributes) == ((2, 3), None, 3)
     stream = of_shards(tmp_path, "data.standardize=false").resident("train", CPU)
-    x, y = stream.batch(stream.order(1, 0))
+    x, y, _ = stream.batch(stream.order(1, 0))
     assert x[4].flatten().tolist() == list(range(6))
     assert y[0].tolist() == [0.5, 1.0, 0.0]
 
@@ -389,11 +390,11 @@ def test_a_broken_shard_is_named_and_skipped_only_where_that_is_asked(damage, fo
         list(epoch(dataset(*settings).resident("train", CPU), 1, 0, 4))
     data = dataset(*settings, "data.on_broken=skip")
     batches = list(epoch(data.resident("train", CPU), 1, 0, 4))
-    assert all(len(x) == 4 for x, _ in batches)
+    assert all(len(batch.x) == 4 for batch in batches)
     told = capfd.readouterr().err.splitlines()
     assert len([line for line in told if "set-001.tar is broken" in line]) >= 1
     again = list(epoch(data.resident("train", CPU), 1, 0, 4))
-    assert all(torch.equal(x, y) for (x, _), (y, _) in zip(batches, again, strict=True))
+    assert all(torch.equal(a.x, b.x) for a, b in zip(batches, again, strict=True))
 
 
 def test_an_index_of_another_shape_than_its_shards_is_refused_before_a_model_is_built(tmp_path):
@@ -446,7 +447,7 @@ def test_an_index_from_elsewhere_leads_nowhere_else(tmp_path):
 def test_a_command_gives_shards(foreign_shards):
     data = dataset("data=shards", f"data.path='pipe:cat {foreign_shards}/set-{{000..002}}.tar'", "data.readers=2")
     assert data.sizes == {"train": 30}
-    assert sum(len(x) for x, _ in epoch(data.resident("train", CPU), 1, 0, 10)) == 30
+    assert sum(len(batch.x) for batch in epoch(data.resident("train", CPU), 1, 0, 10)) == 30
     with pytest.raises(UserError, match=r"pipe:cat .*absent\.tar 2>&1 is broken"):
         dataset("data=shards", f"data.path='pipe:cat {foreign_shards}/absent.tar 2>&1'")
 
@@ -552,7 +553,7 @@ def test_a_stream_has_each_example_once_an_epoch(kind, hub, offline):
     assert data.sizes == {"train": 40, "test": 8}
     stream, epochs = data.resident("train", CPU), []
     for n in (0, 1, 0):
-        epochs.append(torch.cat([x for x, _ in epoch(stream, 1, n, 8)]))
+        epochs.append(torch.cat([batch.x for batch in epoch(stream, 1, n, 8)]))
         assert members(epochs[-1]) == members(whole)
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])

@@ -16,7 +16,7 @@ import torch
 from tests import ranks as compositions
 from tests.conftest import ROOT, command
 from tests.processes import Command, started, wait_for
-from vae_cli.system import checkpoint, liveness, parallel
+from vae_cli.system import checkpoint, liveness, parallel, ranks
 from vae_cli.system.errors import UserError
 from vae_cli.training.pace import refuse_uneven
 from vae_cli.training.state import own_sums
@@ -257,3 +257,13 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch):
     found = command("-m", "seed=1,2")
     assert found.returncode == 1
     assert found.stderr.strip().startswith("vae-train: error: -m: a sweep under torchrun is not allowed")
+
+
+def test_ranks_compare_the_source_of_the_whole_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "__file__", str(tmp_path / "system" / "ranks.py"))
+    (tmp_path / "model").mkdir()
+    found = set()
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "model" / "mlp.py").write_text(text)
+        found.add(ranks.code())
+    assert len(found) == 2

@@ -29,11 +29,12 @@ from pathlib import Path
 
 import torch
 
-from vae_cli.schedule import Constant
+from vae_cli.config.types import NonNegative
+from vae_cli.kl import Constant
 
 
 class Told(Constant):
-    def __init__(self, *, weight: float, free_bits: float, folder: str):
+    def __init__(self, *, weight: NonNegative, free_bits: NonNegative, folder: str):
         super().__init__(weight=weight, free_bits=free_bits)
         if weight == 9:
             raise RuntimeError("broken on purpose")
@@ -71,7 +72,7 @@ def test_every_missing_extra_is_told_with_the_command_that_installs_it():
     code = """
 import sys
 sys.modules["hydra_plugins"] = None  # as where none is installed
-from vae_cli import train
+from vae_cli.commands import train
 for chosen in sys.argv[1].split():
     sys.argv = ["vae-train", "-m", chosen]
     try:
@@ -117,7 +118,8 @@ def test_the_ready_sweeps_have_the_jobs_they_name(tmp_path, option, jobs):
     """The jobs are counted, not trained."""
     code = """
 import sys
-from vae_cli import run, train
+from vae_cli.commands import train
+from vae_cli.training import run
 run.train = lambda *_, **__: print("trained") or {"train/elbo": 0.0}
 train.main()
 """

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import TINY, configure, train
 from vae_cli import parts
+from vae_cli.batch import Batch
 from vae_cli.data import Spec
 from vae_cli.metrics import bits_per_dim, enough_draws, evaluate
 from vae_cli.report import Reporter
@@ -191,7 +192,7 @@ def test_an_evaluation_does_not_depend_on_its_batch_size(tmp_path):
     config = configure(*TINY, "model=linear", "likelihood=gaussian", "likelihood.scale=1.0")
     dataset = parts.load_dataset(config)
     vae = parts.build(config, dataset.spec)
-    vae.posterior.head.bias.data[4:] = -30.0  # σ = 0
+    vae.latent.posterior.head.bias.data[4:] = -30.0  # σ = 0
     valid = dataset.resident("test", torch.device("cpu"))
     results = [evaluate(vae, valid, batch_size=size) for size in (1000, 7, 3)]
     for other in results[1:]:
@@ -204,13 +205,13 @@ def test_active_units_are_those_whose_mean_moves(tmp_path):
     dataset = parts.load_dataset(config)
     vae = parts.build(config, dataset.spec)
     with torch.no_grad():
-        vae.posterior.head.weight.zero_()
-        vae.posterior.head.weight[:2] = 0.5  # of four means, two move with x
+        vae.latent.posterior.head.weight.zero_()
+        vae.latent.posterior.head.weight[:2] = 0.5  # of four means, two move with x
     data = dataset.resident("train", torch.device("cpu"))
     result = evaluate(vae, data)
     assert result.active_units == 2
-    x = torch.cat([x for x, _ in data.batches(64)])
-    assert vae.encode(x).mean.var(0)[:2].min() > 0.01
+    every = Batch(torch.cat([batch.x for batch in data.batches(64)]))
+    assert vae.encode(every).mean.var(0)[:2].min() > 0.01
 
 
 @pytest.mark.parametrize(

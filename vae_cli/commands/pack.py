@@ -38,7 +38,7 @@ FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # 
 PLAN = "index.json.begun"  # what is being packed, until it is whole
 BLOCK = 2**16  # bytes of small examples that make up one sample
 PICTURE = 2**12  # elements from which a picture is a sample of its own
-TRAINED_RAW = {"binarize": "none", "dequantize": False, "standardize": False}  # shards hold what the source gives
+SOURCE = {"binarize": "none", "dequantize": False, "standardize": False, "missing": "refused"}  # as the source gives it
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def application(composed: DictConfig) -> None:
         raw: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         own_folders()
         import_torch()
-        data = check_part("data", {**raw, "data": {**raw["data"], **TRAINED_RAW}})
+        data = check_part("data", {**raw, "data": {**raw["data"], **SOURCE}})
         pack(check(Pack, {key: value for key, value in raw.items() if key != "data"}, ""), data)
 
 
@@ -107,8 +107,6 @@ def _splits(data: Data) -> Splits:
     from vae_cli.parts import assemble, name_of
 
     splits = carve(assemble("data", data), valid=data.valid or 0, test=data.test, seed=data.seed)
-    for note in splits.notes:
-        print(f"warning: {note}", file=sys.stderr)
     if isinstance(splits.train, Feed):
         raise UserError(f"data={name_of('data', data)}: a stream has no examples to choose from; data.streaming=false, "
                         "or another source is allowed")  # fmt: skip

@@ -1,25 +1,24 @@
-"""A user's own files: arrays and pictures."""
+"""A user's own arrays: option data=arrays."""
 
 from __future__ import annotations
 
 import math
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vae_cli.config.types import ExistingPath
-from vae_cli.data.batches.mapped import CHUNK, SMALL, Mapped
+from vae_cli.data.batches.mapped import CHUNK, Mapped
 from vae_cli.data.examples import Examples, Splits
-from vae_cli.system.errors import UserError, first_line
-from vae_cli.system.machine import free_memory
+from vae_cli.data.levels import CHANNELS, is_whole, levels_of, like_a_picture
+from vae_cli.data.npy import read
+from vae_cli.system.errors import UserError
 
-CHANNELS = (1, 3, 4)  # how many a picture has
 DARK = 32  # the largest of bytes below which they are hardly pictures of 8 bits
 MANY = 20  # classes that labels may be without a question
 PER_CLASS = 5  # labels of a class, on average, below which whole numbers are hardly classes
@@ -53,7 +52,7 @@ def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | No
     largest = examples.bounds()[1] if isinstance(examples, Mapped) else float(examples.max())
     if dtype != np.uint8 or levels != 256 or largest >= DARK:
         return []
-    others = "their own levels" if _like_a_picture(examples.shape[1:]) else "values of their own"
+    others = "their own levels" if like_a_picture(examples.shape[1:]) else "values of their own"
     return [
         f"bytes are grey levels of 255, but none exceeds {largest:.0f}, so that all are nearly black: "
         f"saved as another type (x.astype('int64')) they are {others}"
@@ -91,78 +90,6 @@ def _feature_names(path: Path, shape: tuple[int, ...]) -> tuple[str, ...] | None
     return tuple(map(str, found.astype(str)))
 
 
-def read(key: str, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return `x` and `y` of a file; a large .npy as the memory map that it is."""
-    content = contents(key, path, "x")
-    if "x" not in content and len(content) != 1:
-        raise UserError(f"{key}={path}: holds {', '.join(content) or 'nothing'}; examples must be under `x`")
-    x, y = content["x"] if "x" in content else next(iter(content.values())), content.get("y")
-    if not all(isinstance(part, np.ndarray) for part in (x, y) if part is not None):
-        raise UserError(f"{key}={path}: `x` or `y` in it is no array; arrays saved by numpy are allowed")
-    return x, y
-
-
-def contents(key: str, path: Path, name: str) -> dict[str, Any]:
-    """Return the arrays of an .npz, or that of an .npy under a name: a large one as the memory map that it is.
-
-    Raises:
-        UserError: there is none, it is damaged, or it would not fit into memory; the line begins with the key.
-    """
-    if not path.is_file():
-        raise UserError(f"{key}={path}: no such file; an .npz or .npy file is allowed")
-    with path.open("rb") as file:
-        if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
-            raise UserError(f"{key}={path}: no NumPy file; an .npz or .npy (numpy.savez, numpy.save) is allowed")
-        file.seek(0)
-        try:
-            if path.stat().st_size > SMALL and not zipfile.is_zipfile(file):
-                return {name: np.load(path, mmap_mode="c", allow_pickle=False)}
-            file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # old headers are read all the same
-                _refuse_a_flood(key, path, file)
-                loaded: Any = np.load(file, allow_pickle=False)
-                return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {name: loaded}
-        except UserError:
-            raise
-        except Exception as error:
-            reason = f"damaged or cut short: {first_line(error)}"
-            if "pickle" in str(error):
-                reason = "it holds Python objects, which are never unpickled; save numbers or strings, y.astype(str)"
-            raise UserError(f"{key}={path}: cannot be read ({reason})") from None
-
-
-def _refuse_a_flood(key: str, path: Path, file: BinaryIO) -> None:
-    """Refuse arrays that would not fit into memory, by what their headers claim, before anything is inflated."""
-    claimed = 0
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as inner:
-                    claimed += max(member.file_size, _claimed(inner))
-    else:
-        file.seek(0)
-        claimed = _claimed(file)
-    file.seek(0)
-    free = free_memory()
-    if claimed > free:
-        raise UserError(
-            f"{key}={path}: its arrays need {claimed / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free; "
-            "a single array saved as .npy (numpy.save) is read in place"
-        )
-
-
-def _claimed(file: Any) -> int:
-    """Return the bytes that an array's header claims, 0 where there is no header."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except ValueError:
-        return 0
-    return math.prod(shape) * dtype.itemsize
-
-
 def _shown(shape: Sequence[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
@@ -180,31 +107,6 @@ def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarra
         raise UserError(f"{given}: {len(x)} examples in `x` but {count} labels in `y`; the counts must be equal")
     last = x.ndim == 4 and x.shape[-1] in CHANNELS and x.shape[1] not in CHANNELS
     return np.moveaxis(x, -1, 1) if last else x
-
-
-def levels_of(dtype: np.dtype, shape: Sequence[int], low: float, high: float) -> int | None:
-    """Return the number of grey levels of examples [*shape] from `low` to `high`; None where values are their own.
-
-    Bytes are grey levels, in any shape. Other whole numbers are grey levels where they are 0 … 255 and examples are
-    shaped like pictures; a table of them (ages, counts, codes) holds values of its own. 0 and 1 are 0 and 1.
-    """
-    if dtype.kind not in "bui" or low < 0:
-        return None
-    if high <= 1:
-        return 2
-    if dtype == np.uint8:
-        return 256
-    return int(high) + 1 if high <= 255 and _like_a_picture(shape) else None
-
-
-def _like_a_picture(shape: Sequence[int]) -> bool:
-    """Whether examples are [H, W] or [C, H, W], with sides of more than one."""
-    return (len(shape) == 2 or (len(shape) == 3 and shape[0] in CHANNELS)) and min(shape[-2:]) > 1
-
-
-def is_whole(dtype: np.dtype, levels: int | None) -> bool:
-    """Whether examples are whole numbers of which it must be said how they were taken."""
-    return dtype.kind in "ui" and dtype != np.uint8 and levels != 2
 
 
 def _in_memory(path: str, x: np.ndarray, holes: bool = False) -> tuple[Tensor, int | None]:

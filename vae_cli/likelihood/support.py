@@ -92,4 +92,8 @@ class Levels(Support):
 
     def refusal(self, spec: Any) -> str | None:
         """Refuse values that are no grey levels."""
-        return None if spec.levels is not None else "without being grey levels; integers in 0 … 255 are allowed"
+        return (
+            None
+            if spec.levels is not None
+            else "they are no grey levels; bytes, or whole numbers 0 … 255 in pictures, are allowed"
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.data import Spec
-from vae_cli.report import figures, pictures
+from vae_cli.report import figures, pictures, tables
 from vae_cli.system.disk import whole
 
 COLUMNS = 16  # examples side by side
@@ -21,7 +21,7 @@ def grid(spec: Spec, rows: Sequence[Tensor], path: Path, title: str, names: Sequ
     """Write rows of examples [columns, *shape], in the data's own units, as one captioned picture or heat map."""
     x = _square([spec.standardize(row) for row in rows], spec)
     if not pictures.is_picture(spec.shape):
-        return figures.save(figures.heat_map(x, spec, title, names), path)
+        return figures.save(tables.heat_map(x, spec, title, names), path)
     figures.picture(pictures.grid(x, spec), path, title, names)
     return path
 
@@ -29,7 +29,7 @@ def grid(spec: Spec, rows: Sequence[Tensor], path: Path, title: str, names: Sequ
 def pairs(spec: Spec, real: Tensor, made: Tensor, path: Path, title: str, names: tuple[str, str]) -> Path:
     """Write examples [N, *shape] and what became of them, in the data's own units: one above or against the other."""
     if not pictures.is_picture(spec.shape):
-        return figures.save(figures.against(spec.standardize(real), spec.standardize(made), spec, title), path)
+        return figures.save(tables.against(spec.standardize(real), spec.standardize(made), spec, title), path)
     both = zip(real.split(COLUMNS), made.split(COLUMNS), strict=True)
     rows = [part for pair in both for part in pair][:ROWS]
     return grid(spec, rows, path, title, (list(names) * ROWS)[: len(rows)])

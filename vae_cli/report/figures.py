@@ -12,13 +12,11 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from vae_cli.data import Spec
 from vae_cli.system.disk import whole
 from vae_cli.system.output import writable
 
@@ -84,85 +82,18 @@ def picture(image: Tensor, path: Path, title: str, rows: Sequence[str] = ()) -> 
     axes = figure.add_subplot()
     axes.imshow(image.numpy())  # at its own size the nearest pixel, reduced without aliasing
     axes.set_title(title, fontsize=11, loc="left")
-    _name_blocks(axes, rows, height)
+    name_blocks(axes, rows, height)
     axes.set_xticks([])
     _save(figure, path)
 
 
-def _name_blocks(axes: Any, names: Sequence[str], height: float) -> None:
+def name_blocks(axes: Any, names: Sequence[str], height: float) -> None:
     """Name equal blocks, one above the other, on the vertical axis; of many, some."""
     step = height / max(1, len(names))
     every = -(-len(names) // 64) or 1
-    shown = ["\n".join(_literal(line) for line in name.split("\n")) for name in names[::every]]
+    shown = ["\n".join(literal(line) for line in name.split("\n")) for name in names[::every]]
     axes.set_yticks([step * (k * every + 0.5) - 0.5 for k in range(len(shown))], shown, fontsize=8)
     axes.tick_params(length=0)
-
-
-def heat_map(x: Tensor, spec: Spec, title: str, rows: Sequence[str] = (), *, width: float = 10.0) -> Figure:
-    """Draw rows of examples [rows, columns, *shape] that are no pictures, an example a line: its elements from left to
-    right, their values as colours. Rows of the grid stand one below the other, with a gap between them.
-    """
-    lines = x.flatten(2).float().cpu()
-    gap = torch.full((len(lines), 1, lines.shape[-1]), math.nan)
-    image = torch.cat([lines, gap], 1).flatten(0, 1)[:-1]
-    figure = Figure(figsize=(width, min(9.0, max(2.6, 0.11 * len(image) + 1.4))), layout="constrained")
-    axes = figure.add_subplot()
-    low, high, colours, meaning = _scale(spec)
-    drawn = axes.imshow(
-        image.numpy(), aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high, rasterized=True
-    )
-    figure.colorbar(drawn, ax=axes, label=meaning, pad=0.01)
-    axes.set_title(title, fontsize=11, loc="left")
-    _name_blocks(axes, rows, len(image) + 1)
-    _name_elements(axes, spec, width)
-    return figure
-
-
-def against(real: Tensor, made: Tensor, spec: Spec, title: str, *, most: int = 4, width: float = 10.0) -> Figure:
-    """Draw examples [N, *shape] that are no pictures over their elements, real values against reconstructed ones."""
-    n = min(most, len(real))
-    figure = Figure(figsize=(width, 1.0 + 1.5 * n), layout="constrained")
-    for axes, x, again in zip(figure.subplots(n, sharex=True, squeeze=False).flat, real, made, strict=False):
-        marker = "." if spec.size > 60 else "o"
-        axes.plot(x.flatten().cpu(), ls="", marker=marker, color=BLUE, label="data")
-        axes.plot(again.flatten().cpu(), lw=1.2, marker=".", color=ORANGE, label="reconstruction")
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    figure.axes[0].set_title(title, fontsize=11, loc="left")
-    figure.supylabel(_scale(spec)[3], fontsize=9)
-    _name_elements(figure.axes[n - 1], spec, width)
-    return figure
-
-
-def _scale(spec: Spec) -> tuple[float, float, str, str]:
-    """Return the range of the colours of values, their map, and what values are measured in."""
-    if spec.mean is not None:
-        return -3.0, 3.0, "RdBu_r", "standard deviations"
-    return spec.low, spec.high, "viridis", "value"
-
-
-def _own_scales(spec: Spec) -> list[str]:
-    """Return a second line for the name of each element: what its values were before they were standardised."""
-    if spec.mean is None or spec.std is None:
-        return [""] * spec.size
-    return [f"\n{_rounded(mean)} ± {_rounded(std)}" for mean, std in zip(spec.mean, spec.std, strict=True)]
-
-
-def _rounded(value: float) -> str:
-    """Return a number to three digits, 25,400 rather than 2.54e+04."""
-    return f"{float(f'{value:.3g}'):,g}"
-
-
-def _name_elements(axes: Any, spec: Spec, width: float) -> None:
-    """Name the elements of an example on the horizontal axis where there is room for it; else number them."""
-    if spec.features and spec.size <= 6 * width:
-        names = [_literal(name, 16) + scale for name, scale in zip(spec.features, _own_scales(spec), strict=True)]
-        axes.set_xticks(range(spec.size), names, rotation=45 if spec.size > width else 0, fontsize=8)
-        for label in axes.get_xticklabels() if spec.size > width else ():
-            label.set_horizontalalignment("right")
-    else:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("element" if len(spec.shape) > 1 else "feature")
 
 
 def terms(lines: list[dict[str, float]], path: Path) -> None:
@@ -256,7 +187,7 @@ def scatter(points: Tensor, labels: Tensor | None, names: Sequence[str], axes_na
     return figure
 
 
-def _literal(name: str, longest: int = LONGEST) -> str:
+def literal(name: str, longest: int = LONGEST) -> str:
     """Return a name from data or settings as matplotlib shows it letter by letter: no formula, cut where it is long."""
     name = writable(name)
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
@@ -264,7 +195,7 @@ def _literal(name: str, longest: int = LONGEST) -> str:
 
 def _in_legend(name: str) -> str:
     """Return a name that a legend shows: of those that begin with an underscore it shows none."""
-    return " " * name.startswith("_") + _literal(name)
+    return " " * name.startswith("_") + literal(name)
 
 
 def log_likelihood(estimate: Any, path: Path) -> None:
@@ -296,7 +227,7 @@ def rate_distortion(points: Sequence[tuple[float, float, str]], path: Path) -> P
     for rate, distortion, name in points:
         left = rate <= (low + high) / 2  # the label stands on the side that has more room
         axes.annotate(
-            "\n".join(wrap(_literal(name, LONG), 40)),
+            "\n".join(wrap(literal(name, LONG), 40)),
             (rate, distortion),
             xytext=(6 if left else -6, 4),
             textcoords="offset points",
@@ -336,14 +267,14 @@ def over_setting(curves: Sequence[tuple[str, Curve]], setting: str, metric: str,
     figure = Figure(figsize=(7.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for k, (name, curve) in enumerate(curves):
-        _seeds_and_mean(axes, sorted(curve), _literal(name, LONG), f"C{k % 10}")
+        _seeds_and_mean(axes, sorted(curve), literal(name, LONG), f"C{k % 10}")
     if 1 < len(curves) <= CURVES:
         axes.legend(fontsize=8)
     values = sorted(value for _, curve in curves for value, _ in curve)
     if values[0] > 0 and values[-1] / values[0] >= 8:
         _logarithmic(axes, values)
-    axes.set_xlabel(_literal(setting, LONG))
-    axes.set_title(_literal(metric, LONG) + " (nats)" * metric.endswith(NATS), fontsize=11, loc="left")
+    axes.set_xlabel(literal(setting, LONG))
+    axes.set_title(literal(metric, LONG) + " (nats)" * metric.endswith(NATS), fontsize=11, loc="left")
     axes.grid(alpha=0.3)
     _save(figure, path)
     return path

@@ -110,16 +110,16 @@ def _pictures(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[
 
 def _tables(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tuple[str, str]]:
     """Return captions and SVG elements, for examples that are no pictures."""
-    from vae_cli.report import figures
+    from vae_cli.report import figures, tables
 
     x, again = pictures.reconstructions(vae, data, 3)
     moved, dimensions = pictures.traversals(vae, data, result.kl_by_dimension, most=4, steps=5)
     way = "traversals, from −2.5 (top) to 2.5 standard deviations"
     drawings = (
-        ("data against the means of p(x|z)", figures.against(x, again, spec, "reconstructions", width=5.4)),
-        (PRIOR, figures.heat_map(pictures.samples(vae, data, 1, 20), spec, "samples, a line each", width=5.4)),
+        ("data against the means of p(x|z)", tables.against(x, again, spec, "reconstructions", width=5.4)),
+        (PRIOR, tables.heat_map(pictures.samples(vae, data, 1, 20), spec, "samples, a line each", width=5.4)),
         (f"{MOVED}, each block from another example",
-         figures.heat_map(moved, spec, way, [f"z{j}" for j in dimensions], width=5.4)),
+         tables.heat_map(moved, spec, way, [f"z{j}" for j in dimensions], width=5.4)),
     )  # fmt: skip
     return [(caption, figures.svg(figure, f"table{k}")) for k, (caption, figure) in enumerate(drawings)]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import SLACK, Trained, class_number
-from vae_cli.data import arrays, decoding, images
+from vae_cli.data import arrays, decoding, images, npy
 from vae_cli.data.batches.mapped import SMALL
 from vae_cli.report.pictures import is_picture, spread
 from vae_cli.system.errors import UserError, first_line
@@ -87,7 +87,7 @@ def examples_of(model: Trained, split: str, source: str | None) -> Examples:
     if path.is_dir() or path.suffix.lower() in images.SUFFIXES:
         return Examples(model, _pictures(model, path), None, own=True)
     given = f"task.source={source}"
-    x, labels = arrays.read("task.source", path)
+    x, labels = npy.read("task.source", path)
     if isinstance(x, np.memmap):
         raise UserError(f"{given}: larger than {SMALL // 2**20} MiB; a file of fewer examples is allowed")
     x = arrays.channels_first(given, x, labels)
@@ -189,7 +189,7 @@ def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
         UserError: the file cannot be read, or its codes do not fit the model.
     """
     given = f"task.codes={path}"
-    content = arrays.contents("task.codes", Path(path), "z")
+    content = npy.contents("task.codes", Path(path), "z")
     if not isinstance(content.get("z"), np.ndarray):
         raise UserError(f"{given}: holds {', '.join(content) or 'nothing'}; codes must be under `z`")
     z = _codes(given, content["z"], model.latent_dim)
@@ -248,7 +248,7 @@ def _mask_file(mask: str, model: Trained) -> Tensor:
     if path.suffix.lower() in images.SUFFIXES:
         with _told_of("task.mask"):
             return decoding.decode([path], (shape[-2], shape[-1]), "L")[:1][0, 0].gt(127).expand(shape)
-    content = arrays.contents("task.mask", path, "mask")
+    content = npy.contents("task.mask", path, "mask")
     if len(content) != 1:
         raise UserError(f"task.mask={mask}: holds {', '.join(content) or 'nothing'}; one array is allowed")
     (found,) = content.values()

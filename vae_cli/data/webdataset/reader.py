@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from vae_cli.config.types import COMMAND
-from vae_cli.data.arrays import is_whole, levels_of
 from vae_cli.data.batches.cache import remembered, stamp
 from vae_cli.data.batches.mapped import std_mean
 from vae_cli.data.decoding import GREY, open_picture, picture
 from vae_cli.data.images import SUFFIXES
+from vae_cli.data.levels import is_whole, levels_of
 from vae_cli.data.webdataset.index import Index, Shard
 from vae_cli.system.errors import UserError
 
