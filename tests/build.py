@@ -47,9 +47,10 @@ def _number(value: Any) -> Any:
 
 def part(group: str, option: str, **given: Any) -> Any:
     """Build an option of a group: its settings, changed by those given, and the facts that its constructor names."""
-    facts = {**FACTS, **{key: value for key, value in given.items() if key in OFFERED[group]}}
+    told = {*OFFERED[group], "latent_dim"}
+    facts = {**FACTS, **{key: value for key, value in given.items() if key in told}}
     facts = {"shown": facts["shape"], "latent_shape": (facts["latent_dim"],), **facts}
-    changed = {key: value for key, value in given.items() if key not in OFFERED[group] and key != "latent_dim"}
+    changed = {key: value for key, value in given.items() if key not in told}
     changed = {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
     checked = check_part(group, {group: {**settings(group, option), **changed}})
     return parts.assemble(group, checked, **{key: facts[key] for key in OFFERED[group] if key in facts})
