@@ -63,6 +63,12 @@ def refused(chosen):
 
 
 TRIES = 30
+SMALL = {  # settings that keep two steps, and the numbers at the end, cheap
+    "conv": ["model.channels=[8,8]"],
+    "resnet": ["model.channels=[8,8]", "model.blocks=1"],
+    "ladder": ["latent.below=[4]", "latent.hidden=[16]"],
+    "autoregressive": ["likelihood.hidden=4", "likelihood.layers=1"],
+}
 
 
 def complete(must, options, rng):
@@ -133,7 +139,7 @@ def test_a_combination_trains_or_is_refused(chosen, files, tmp_path, monkeypatch
     overrides = [f"{group}={option}" for group, option in chosen.items() if group not in ("data", "extra")]
     overrides += [*files[chosen["data"]], *filter(None, [chosen["extra"]]), "trainer.steps=2", "trainer.log_every=1"]
     overrides += ["model.latent_dim=3", "trainer.batch_size=16", "trainer.grad_clip=10"]
-    overrides += ["latent.below=[4]", "latent.hidden=[16]"] if chosen["latent"] == "ladder" else []
+    overrides += [setting for option in chosen.values() for setting in SMALL.get(option, [])]
     if refused(chosen):
         with pytest.raises(UserError) as caught:
             train(tmp_path, *overrides)

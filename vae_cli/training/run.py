@@ -97,7 +97,7 @@ def _train(
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
     if vae.wants_examples and not resume:
         vae.initialize(dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
-    objective = _objective(config, dataset, device)
+    objective = _objective(config, vae, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
     last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
@@ -198,8 +198,8 @@ def _best_state(path: Path, config: Config, tell: Callable[[str], None]) -> dict
     return best
 
 
-def _objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
-    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
+def _objective(config: Config, vae: VAE, dataset: Dataset, device: torch.device) -> Objective:
+    objective = assemble("objective", config.objective, latent_dim=vae.latent_dim, examples=len(dataset.train))
     if not isinstance(objective, Objective):
         raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
     return objective.to(device)
