@@ -28,7 +28,10 @@ PARTS = [
     ["likelihood=continuous_bernoulli", "trainer.precision=bf16"],
     ["kl=capacity", "trainer.grad_clip=1.0", "objective.samples=3"],
     ["objective=mmd", "prior=vamp", "prior.components=4"],
-    ["model=ladder", "trainer.precision=bf16"],
+    ["latent=ladder", "trainer.precision=bf16"],
+    ["model=conv", "latent=spatial"],
+    ["latent=codes"],
+    ["likelihood=autoregressive", "model=conv"],
 ]
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from tests.conftest import configure
+from tests.build import vae
 from tests.test_likelihood import in_closed_form
-from vae_cli import parts
-from vae_cli.data import Spec
+from vae_cli.batch import Batch
+from vae_cli.config import compose
 from vae_cli.distribution import GaussianMixture, diagonal, kl_by_dimension, mixture
 from vae_cli.system.errors import UserError
 
-SPEC = Spec(shape=(4, 4), levels=2, low=0.0, high=1.0, names=("a", "b", "c"))
+FACTS = {"shape": (4, 4), "names": ("a", "b", "c")}
 PRIORS = {
     "standard": [],
     "mixture": ["prior.components=4"],
@@ -23,26 +23,27 @@ PRIORS = {
     "conditional": ["conditional=label", "prior.hidden=[6]"],
 }
 POSTERIORS = {"gaussian": [], "full_gaussian": [], "flow": ["posterior.hidden=[8]", "posterior.context=4"]}
-LADDER = ["model=ladder", "model.below=[1]", "model.hidden=[16,8]"]
+LADDER = ["latent=ladder", "latent.below=[1]", "latent.hidden=[8]"]
 
 
 def disturbed(*overrides, latent_dim=2):
     """A small model whose every weight is away from its start, so that no part is the standard normal."""
     torch.manual_seed(1)
     model = [] if any(o.startswith("model=") for o in overrides) else ["model.hidden=[16]"]
-    vae = parts.build(configure(*model, f"model.latent_dim={latent_dim}", *overrides), SPEC).eval()
-    vae.initialize(torch.rand(20, 4, 4).round(), torch.arange(20) % 3)
+    found = vae(*model, f"model.latent_dim={latent_dim}", *overrides, **FACTS).eval()
+    found.initialize(Batch(torch.rand(20, 4, 4).round(), torch.arange(20) % 3))
     with torch.no_grad():
-        for p in vae.parameters():
+        for p in found.parameters():
             p.add_(0.25 * torch.randn_like(p))
-    return vae.requires_grad_(False)
+    return found.requires_grad_(False)
 
 
-def given(vae, part):
+def given(model, part):
     """One distribution over z of a model: its prior, or the posterior of one example."""
     x, y = torch.rand(1, 4, 4).round(), torch.tensor([1])
-    c = vae.conditioning(y)
-    distribution = vae.prior(None if c is None else c.double()) if part == "prior" else vae.encode(x.double(), y)
+    c = model.conditioning(y)
+    p = model.latent.p(None if c is None else c.double())
+    distribution = p if part == "prior" else model.encode(Batch(x.double(), y))
     return distribution, len(distribution.batch_shape)
 
 
@@ -53,13 +54,13 @@ CASES += [(part, *LADDER, "prior=mixture") for part in ("prior", "posterior")]
 
 
 def dims(case):
-    return 1 if "model=ladder" in case else 2  # one for the top, one below: two in all
+    return 1 if "latent=ladder" in case else 2  # one for the top, one below: two in all
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_density_integrates_to_one(case):
-    vae = disturbed(*case[1:], latent_dim=dims(case)).double()
-    distribution, batched = given(vae, case[0])
+    model = disturbed(*case[1:], latent_dim=dims(case)).double()
+    distribution, batched = given(model, case[0])
     mean, spread = moments(distribution, batched)
     axes = [torch.linspace(-14, 14, 701, dtype=torch.float64) * spread[j] + mean[j] for j in range(2)]
     z = torch.cartesian_prod(*axes)
@@ -81,8 +82,8 @@ def log_prob(distribution, z, batched):
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_draws_follow_the_density(case):
     """E_p[f] by draws equals ∫ f p by importance sampling from a wide Gaussian, for first and second moments."""
-    vae = disturbed(*case[1:], latent_dim=dims(case)).double()
-    distribution, batched = given(vae, case[0])
+    model = disturbed(*case[1:], latent_dim=dims(case)).double()
+    distribution, batched = given(model, case[0])
     mean, spread = moments(distribution, batched)
     wide = Independent(Normal(mean, 2.5 * spread), 1)
     n = 200_000
@@ -100,13 +101,13 @@ def test_draws_follow_the_density(case):
 def test_the_kl_agrees_with_monte_carlo(prior, posterior):
     overrides = (f"prior={prior}", f"posterior={posterior}", *PRIORS[prior], *POSTERIORS[posterior])
     if (prior, posterior) == ("vamp", "flow"):
-        with pytest.raises(UserError, match=r"prior=vamp: .* posterior=gaussian or full_gaussian is allowed"):
-            configure(*overrides)
+        with pytest.raises(UserError, match=r"prior=vamp: .* posterior=full_gaussian or gaussian is allowed"):
+            compose(*overrides)
         return
-    vae = disturbed(*overrides)
+    model = disturbed(*overrides)
     x, y = torch.rand(3, 4, 4).round(), torch.tensor([0, 1, 2])
-    output = vae(x, y, samples=20_000)
-    q, p, z = output.posterior, output.prior, output.z
+    output = model(Batch(x, y), samples=20_000)
+    q, p, z = output.draw.q, output.draw.p, output.z
     difference = q.log_prob(z) - p.log_prob(z)
     error = difference.std(0) / math.sqrt(len(z))
     assert ((output.kl.sum(-1) - difference.mean(0)).abs() < 4 * error + 1e-5).all()
@@ -148,10 +149,10 @@ def test_a_mixture_of_one_is_its_component_and_so_is_a_vamp_of_one():
     exact = kl_divergence(q, component)
     estimate = kl_by_dimension(q, GaussianMixture(loc, scale), draws)[:, 0]
     torch.testing.assert_close(estimate, exact, rtol=0.02, atol=0.02)
-    vae = disturbed("prior=vamp", "prior.components=1")
-    pseudo = vae.encode(vae.prior.inputs)
+    model = disturbed("prior=vamp", "prior.components=1")
+    pseudo = model.encode(Batch(model.latent.prior.inputs))
     z = torch.randn(9, 2)
-    torch.testing.assert_close(vae.prior().log_prob(z), pseudo.log_prob(z.unsqueeze(1))[:, 0])
+    torch.testing.assert_close(model.prior().log_prob(z), pseudo.log_prob(z.unsqueeze(1))[:, 0])
 
 
 def test_the_products_of_a_mixture_lose_nothing():
@@ -168,73 +169,73 @@ def test_the_products_of_a_mixture_lose_nothing():
 
 @pytest.mark.parametrize("start", ["data", "noise"])
 def test_pseudo_inputs_stay_in_the_range_of_the_data_and_start_where_they_should(start):
-    vae = parts.build(configure("model=conv", "model.channels=[4]", "prior=vamp", f"prior.start={start}"), SPEC)
+    model = vae("model=conv", "model.channels=[4]", "prior=vamp", f"prior.start={start}", **FACTS)
     x = torch.rand(600, 4, 4).round()
-    vae.initialize(x, None)
-    inputs = vae.prior.inputs
+    model.initialize(Batch(x))
+    inputs = model.latent.prior.inputs
     assert inputs.shape == (500, 4, 4)
     if start == "data":
         assert set((inputs.round() * 16).flatten(1).sum(1).tolist()) <= set((x * 16).flatten(1).sum(1).tolist())
         torch.testing.assert_close(inputs, inputs.round(), atol=0.021, rtol=0)
     else:
         torch.testing.assert_close(inputs.mean(0), x.mean(0), atol=0.1, rtol=0)
-    optimizer = torch.optim.SGD(vae.parameters(), 1000.0)
-    vae(x[:8]).kl.sum().backward()
-    assert vae.prior.raw.grad.abs().sum() > 0
+    optimizer = torch.optim.SGD(model.parameters(), 1000.0)
+    model(Batch(x[:8])).kl.sum().backward()
+    assert model.latent.prior.raw.grad.abs().sum() > 0
     optimizer.step()
-    assert ((vae.prior.inputs >= 0) & (vae.prior.inputs <= 1)).all()
+    assert ((model.latent.prior.inputs >= 0) & (model.latent.prior.inputs <= 1)).all()
 
 
 def test_averaged_weights_encode_pseudo_inputs_with_the_averaged_encoder():
-    vae = disturbed("prior=vamp", "prior.components=3")
-    twin = copy.deepcopy(vae)
+    model = disturbed("prior=vamp", "prior.components=3")
+    twin = copy.deepcopy(model)
     with torch.no_grad():
-        for p in vae.model.parameters():
+        for p in model.model.parameters():
             p.zero_()
     before, after = twin.prior(), disturbed("prior=vamp", "prior.components=3").prior()
     torch.testing.assert_close(before.loc, after.loc)
-    assert not torch.equal(before.loc, vae.prior().loc)
-    assert sorted(twin.state_dict()) == sorted(vae.state_dict())
+    assert not torch.equal(before.loc, model.prior().loc)
+    assert sorted(twin.state_dict()) == sorted(model.state_dict())
 
 
 def test_weights_are_held_once():
     for overrides in (("prior=vamp",), (*LADDER, "prior=vamp")):
-        vae = disturbed(*overrides, latent_dim=1)
-        shared = [value.data_ptr() for value in vae.state_dict().values() if value.numel()]
+        model = disturbed(*overrides, latent_dim=1)
+        shared = [value.data_ptr() for value in model.state_dict().values() if value.numel()]
         assert len(shared) == len(set(shared))
 
 
 def test_a_prior_of_conditions_needs_them():
     with pytest.raises(UserError, match="prior=conditional: needs labels"):
-        parts.build(configure("prior=conditional"), SPEC)
+        compose("prior=conditional")
 
 
 def test_a_conditional_model_has_pseudo_conditions():
-    vae = disturbed("prior=vamp", "conditional=label", "prior.components=3")
-    assert vae.prior.conditions.shape == (3, 3)
-    x = vae.sample(5, torch.tensor([0, 1, 2, 0, 1]))
+    model = disturbed("prior=vamp", "conditional=label", "prior.components=3")
+    assert model.latent.prior.conditions.shape == (3, 3)
+    x = model.sample(5, torch.tensor([0, 1, 2, 0, 1]))
     assert x.shape == (5, 4, 4)
 
 
 def test_a_flow_remembers_its_draw():
-    vae = disturbed("posterior=flow", *POSTERIORS["flow"], latent_dim=3)
-    q = vae.encode(torch.rand(4, 4, 4).round())
+    model = disturbed("posterior=flow", *POSTERIORS["flow"], latent_dim=3)
+    q = model.encode(Batch(torch.rand(4, 4, 4).round()))
     z = q.rsample((6,))
     torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()), atol=1e-4, rtol=1e-4)
     assert q.mean.shape == (4, 3)
 
 
 def test_the_ladder_decodes_its_lowest_layer_and_counts_the_kl_of_each():
-    vae = disturbed("model=ladder", "model.below=[3,2]", "model.hidden=[16,12,8]", "posterior=full_gaussian")
+    model = disturbed("latent=ladder", "latent.below=[3,2]", "latent.hidden=[12,8]", "posterior=full_gaussian")
     x = torch.rand(5, 4, 4).round()
-    output = vae(x, samples=2)
-    assert output.layers == ((2, 2), (2, 2), (3, 3))
+    output = model(Batch(x), samples=2)
+    assert output.draw.layers == ((2, 2), (2, 2), (3, 3))
     assert output.z.shape == (2, 5, 7)
     top = output.z.clone()
     top[..., :4] += 1.0
-    torch.testing.assert_close(vae.decode(output.z).mean, vae.decode(top).mean)
-    weights = vae.log_weights(x, None, 4000, 1000)
-    elbo = vae(x, samples=4000)
+    torch.testing.assert_close(model.decode(output.z).mean, model.decode(top).mean)
+    weights = model.log_weights(Batch(x), 4000, 1000)
+    elbo = model(Batch(x), samples=4000)
     expected = elbo.log_likelihood.mean(0) - elbo.kl.sum(-1)
     error = 5 * weights.std(0) / math.sqrt(4000)
     assert ((weights.mean(0) - expected).abs() < error).all()

@@ -8,44 +8,52 @@ import torch
 from scipy.stats import kstest
 from torch.distributions import ContinuousBernoulli, Laplace, Normal
 
-from vae_cli import likelihood as L
+from tests.build import part
 from vae_cli.distribution import Rescaled
+from vae_cli.likelihood.discretized_logistic import DiscretizedLogisticElements
+from vae_cli.likelihood.support import Real
 
 LEVELS = 17
+
+
+def likelihood(option, **given):
+    return part("likelihood", option, **given)
+
+
 MASSES = {
-    "bernoulli": (L.Bernoulli(), 2),
-    "categorical": (L.Categorical(levels=LEVELS), LEVELS),
-    "logistic": (L.DiscretizedLogistic(levels=LEVELS), LEVELS),
-    "logistics": (L.DiscretizedLogistic(levels=LEVELS, mixtures=3), LEVELS),
+    "bernoulli": (likelihood("bernoulli"), 2),
+    "categorical": (likelihood("categorical", levels=LEVELS), LEVELS),
+    "logistic": (likelihood("discretized_logistic", levels=LEVELS), LEVELS),
+    "logistics": (likelihood("discretized_logistic", levels=LEVELS, mixtures=3), LEVELS),
 }
 DENSITIES = {
-    "continuous_bernoulli": (L.ContinuousBernoulli(), 0.0, 1.0),
-    "gaussian": (L.Gaussian(), -60.0, 60.0),
-    "gaussian_shared": (L.Gaussian(scale="shared"), -60.0, 60.0),
-    "gaussian_per_element": (L.Gaussian(scale="per_element", shape=(1,)), -60.0, 60.0),
-    "gaussian_own_units": (L.Gaussian(shape=(1,), center=[3.0], spread=[2.0]), -60.0, 60.0),
-    "gaussian_fixed": (L.Gaussian(scale=0.3), -60.0, 60.0),
-    "laplace": (L.Laplace(), -90.0, 90.0),
-    "laplace_fixed": (L.Laplace(scale=0.3), -90.0, 90.0),
+    "continuous_bernoulli": (likelihood("continuous_bernoulli"), 0.0, 1.0),
+    "gaussian": (likelihood("gaussian"), -60.0, 60.0),
+    "gaussian_shared": (likelihood("gaussian", scale="shared"), -60.0, 60.0),
+    "gaussian_per_element": (likelihood("gaussian", scale="per_element", shape=(1,)), -60.0, 60.0),
+    "gaussian_own_units": (likelihood("gaussian", shape=(1,), center=[3.0], spread=[2.0]), -60.0, 60.0),
+    "gaussian_fixed": (likelihood("gaussian", scale=0.3), -60.0, 60.0),
+    "laplace": (likelihood("laplace"), -90.0, 90.0),
+    "laplace_fixed": (likelihood("laplace", scale=0.3), -90.0, 90.0),
 }
 EVERY = {
-    **{name: part for name, (part, _) in MASSES.items()},
-    **{name: part for name, (part, *_) in DENSITIES.items()},
-    "optimal": L.Gaussian(scale="optimal"),
-    "laplace_optimal": L.Laplace(scale="optimal"),
+    **{name: made for name, (made, _) in MASSES.items()},
+    **{name: made for name, (made, *_) in DENSITIES.items()},
+    "optimal": likelihood("gaussian", scale="optimal"),
+    "laplace_optimal": likelihood("laplace", scale="optimal"),
 }
 
 
-def outputs_for(part, *shape, spread=1.0):
+def outputs_for(made, *shape, spread=1.0):
     """Decoder outputs [*batch, P, *event] in float64 for a batch [6] of events `shape`."""
-    return spread * torch.randn(6, part.outputs, *shape, dtype=torch.float64)
+    return spread * torch.randn(6, made.outputs, *shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("spread", [1.0, 8.0])
 @pytest.mark.parametrize("name", MASSES)
 def test_a_mass_sums_to_one(name, spread):
-    part, levels = MASSES[name]
-    p = part.double()(outputs_for(part, 1, spread=spread), 1)
+    made, levels = MASSES[name]
+    p = made.double()(outputs_for(made, 1, spread=spread), 1)
     values = torch.linspace(0.0, 1.0, levels, dtype=torch.float64)
     total = sum(p.log_prob(value.expand(6, 1)).exp() for value in values)
     torch.testing.assert_close(total, torch.ones(6).double(), atol=1e-9, rtol=0)
@@ -53,8 +61,8 @@ def test_a_mass_sums_to_one(name, spread):
 
 @pytest.mark.parametrize("name", DENSITIES)
 def test_a_density_integrates_to_one(name):
-    part, low, high = DENSITIES[name]
-    p = part.double()(outputs_for(part, 1), 1)
+    made, low, high = DENSITIES[name]
+    p = made.double()(outputs_for(made, 1), 1)
     x = torch.linspace(low, high, 200_001, dtype=torch.float64)
     density = p.log_prob(x.view(-1, 1, 1)).exp().detach()
     torch.testing.assert_close(torch.trapezoid(density, x, dim=0), torch.ones(6).double(), atol=1e-4, rtol=0)
@@ -62,27 +70,27 @@ def test_a_density_integrates_to_one(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_samples_have_the_mean_the_shape_and_the_support(name):
-    part = EVERY[name].float().eval().requires_grad_(False)
-    p = part(0.5 * torch.randn(3, part.outputs, 2, 2), 2)
+    made = EVERY[name].float().eval().requires_grad_(False)
+    p = made(0.5 * torch.randn(3, made.outputs, 2, 2), 2)
     assert (p.batch_shape, p.event_shape, p.mean.shape) == ((3,), (2, 2), (3, 2, 2))
     x = p.sample((20_000,))
     assert x.shape == (20_000, 3, 2, 2)
     assert ((x.mean(0) - p.mean).abs() < 5.0 * x.std(0) / math.sqrt(20_000)).all()
-    if part.support in ("binary", "unit", "levels"):
+    if not isinstance(made.support, Real):
         assert x.min() >= 0.0
         assert x.max() <= 1.0
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_elements_are_summed_and_shapes_broadcast_over_draws_of_z(name):
-    part = EVERY[name].float().eval()
-    p = part(torch.randn(5, 3, part.outputs, 2, 2), 2)
+    made = EVERY[name].float().eval()
+    p = made(torch.randn(5, 3, made.outputs, 2, 2), 2)
     x = torch.randint(2, (3, 2, 2)).float()
     total = p.log_prob(x)
     assert total.shape == (5, 3)
-    one = part(torch.randn(1, part.outputs, 1), 1)
-    two = part(torch.cat([torch.zeros(1, part.outputs, 2)], -1), 1)
-    single = part(torch.zeros(1, part.outputs, 1), 1)
+    one = made(torch.randn(1, made.outputs, 1), 1)
+    two = made(torch.cat([torch.zeros(1, made.outputs, 2)], -1), 1)
+    single = made(torch.zeros(1, made.outputs, 1), 1)
     assert one.log_prob(torch.ones(1, 1)).shape == (1,)
     torch.testing.assert_close(two.log_prob(torch.ones(1, 2)), 2.0 * single.log_prob(torch.ones(1, 1)))
 
@@ -90,12 +98,12 @@ def test_elements_are_summed_and_shapes_broadcast_over_draws_of_z(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_x_may_have_more_batch_than_the_outputs(name):
     """Several x under one p(x|z): values and gradients are those of the outputs repeated."""
-    part = EVERY[name].double().eval()
-    outputs = torch.randn(3, part.outputs, 2, 2, dtype=torch.float64, requires_grad=True)
+    made = EVERY[name].double().eval()
+    outputs = torch.randn(3, made.outputs, 2, 2, dtype=torch.float64, requires_grad=True)
     for shape, own in (((5, 3), outputs), ((4,), outputs[:1]), ((3, 3), outputs)):
         x = torch.randint(2, (*shape, 2, 2)).double()
         repeated = own.expand(*shape, *own.shape[1:])
-        found, expected = part(own, 2).log_prob(x), part(repeated, 2).log_prob(x)
+        found, expected = made(own, 2).log_prob(x), made(repeated, 2).log_prob(x)
         torch.testing.assert_close(found, expected)
         weights = torch.rand_like(found)
         one, other = (torch.autograd.grad((each * weights).sum(), outputs)[0] for each in (found, expected))
@@ -104,11 +112,11 @@ def test_x_may_have_more_batch_than_the_outputs(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_extreme_outputs_keep_value_and_gradient_finite(name):
-    part = EVERY[name].float().train()
+    made = EVERY[name].float().train()
     for size in (1e-8, 1.0, 30.0, 300.0):
-        outputs = (size * torch.randn(4, part.outputs, 3)).requires_grad_()
+        outputs = (size * torch.randn(4, made.outputs, 3)).requires_grad_()
         x = torch.tensor([0.0, 0.0, 1.0]).expand(4, 3)
-        log_prob = part(outputs, 1).log_prob(x).sum()
+        log_prob = made(outputs, 1).log_prob(x).sum()
         log_prob.backward()
         assert torch.isfinite(log_prob)
         assert torch.isfinite(outputs.grad).all()
@@ -117,13 +125,13 @@ def test_extreme_outputs_keep_value_and_gradient_finite(name):
 def test_bernoulli_on_grey_values_is_the_cross_entropy():
     logits, x = torch.randn(4, 1, 9), torch.rand(4, 9)
     expected = -torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], x, reduction="none").sum(-1)
-    torch.testing.assert_close(L.Bernoulli()(logits, 1).log_prob(x), expected)
+    torch.testing.assert_close(likelihood("bernoulli")(logits, 1).log_prob(x), expected)
 
 
 def test_continuous_bernoulli_agrees_with_torch_and_is_smooth_at_one_half():
     logits = torch.cat([torch.linspace(-9, 9, 41), torch.linspace(-0.2, 0.2, 41)]).double()
     x = torch.rand_like(logits)
-    ours = L.ContinuousBernoulli()(logits.view(-1, 1, 1), 1)
+    ours = likelihood("continuous_bernoulli")(logits.view(-1, 1, 1), 1)
     theirs = ContinuousBernoulli(logits=logits, lims=(0.4999999, 0.5000001))
     torch.testing.assert_close(ours.log_prob(x[:, None]), theirs.log_prob(x), atol=1e-7, rtol=0)
     torch.testing.assert_close(ours.mean[:, 0], theirs.mean, atol=1e-5, rtol=0)
@@ -136,7 +144,7 @@ def continuous_bernoulli_cdf(x, logit):
 @pytest.mark.parametrize("logit", [-100.0, -50.0, -17.0, -3.0, -1e-3, 0.0, 1e-8, 0.1, 5.0, 20.0, 60.0, 100.0])
 def test_continuous_bernoulli_is_drawn_from_its_density(logit):
     """Kolmogorov–Smirnov; on the side where most of the mass is, so that nothing is lost to rounding near 1."""
-    x = L.ContinuousBernoulli()(torch.full((1, 1, 1), logit), 1).sample((20_000,)).flatten().double().numpy()
+    x = likelihood("continuous_bernoulli")(torch.full((1, 1, 1), logit), 1).sample((20_000,)).flatten().double().numpy()
     x = 1.0 - x if logit > 0.0 else x
     assert kstest(x, lambda x: continuous_bernoulli_cdf(x, -abs(logit))).pvalue > 1e-3
     assert (x >= 0.0).all()
@@ -154,7 +162,7 @@ def test_the_mean_of_the_discretised_logistic_is_that_of_its_masses(levels, mixt
     loc[1:] += 0.2
     log_scale, logits = scales.expand(57, 11).unsqueeze(-1).repeat(mixtures, 1, 1, 1), torch.randn(mixtures, 57, 11, 1)
     log_scale[1:] -= 1.0
-    p = L.DiscretizedLogisticElements(logits.double(), loc, log_scale, levels, 1)
+    p = DiscretizedLogisticElements(logits.double(), loc, log_scale, levels, 1)
     values = torch.linspace(0.0, 1.0, levels, dtype=torch.float64)
     expected = sum(value * p.element_log_prob(value.expand(57, 11, 1)).exp() for value in values)
     torch.testing.assert_close(p.mean, expected, rtol=0, atol=2e-5 * width)
@@ -163,62 +171,62 @@ def test_the_mean_of_the_discretised_logistic_is_that_of_its_masses(levels, mixt
 @pytest.mark.parametrize("scale", ["per_pixel", "per_element", "shared", "optimal", 0.5])
 def test_data_in_their_own_units_start_at_their_mean_and_spread(scale):
     center, spread = [100.0, -5.0], [30.0, 0.1]
-    part = L.Gaussian(scale=scale, shape=(2,), center=center, spread=spread).eval()
-    p = part(torch.zeros(1, part.outputs, 2), 1)
+    made = likelihood("gaussian", scale=scale, shape=(2,), center=center, spread=spread).eval()
+    p = made(torch.zeros(1, made.outputs, 2), 1)
     assert p.mean[0].tolist() == center
     expected = {"per_pixel": spread, "per_element": spread, "shared": [math.hypot(30.0, 0.1) / math.sqrt(2.0)] * 2}
     assert p.scale[0].tolist() == pytest.approx(expected.get(scale, [1.0 if scale == "optimal" else 0.5] * 2), rel=0.1)
     torch.testing.assert_close(
-        part.shown(torch.tensor([[130.0, -5.2]])), torch.tensor([[1.0, -2.0]]), rtol=1e-4, atol=1e-4
+        made.shown(torch.tensor([[130.0, -5.2]])), torch.tensor([[1.0, -2.0]]), rtol=1e-4, atol=1e-4
     )
-    assert not {"center", "spread"} & set(part.state_dict())  # they are the data's, told anew to each model
+    assert not {"center", "spread"} & set(made.state_dict())  # they are the data's, told anew to each model
 
 
 def test_gaussian_and_laplace_agree_with_torch():
     outputs, x = torch.randn(4, 2, 9), torch.randn(4, 9)
     scale = torch.exp(math.log(0.01) + torch.nn.functional.softplus(outputs[:, 1] - math.log(0.01)))
-    for ours, theirs in ((L.Gaussian(), Normal), (L.Laplace(), Laplace)):
+    for ours, theirs in ((likelihood("gaussian"), Normal), (likelihood("laplace"), Laplace)):
         expected = theirs(outputs[:, 0], scale).log_prob(x).sum(-1)
         torch.testing.assert_close(ours(outputs, 1).log_prob(x), expected)
         assert ours(outputs, 1).scale.min() > 0.01
 
 
 def test_optimal_scale_is_the_batch_error_in_training_and_frozen_in_evaluation():
-    part, loc, x = L.Gaussian(scale="optimal").train(), torch.randn(5, 1, 8), torch.randn(5, 8)
+    made, loc, x = likelihood("gaussian", scale="optimal").train(), torch.randn(5, 1, 8), torch.randn(5, 8)
     mse = (x - loc[:, 0]).square().mean()
     expected = -0.5 * 40 * (math.log(2 * math.pi) + 1 + mse.log())
-    torch.testing.assert_close(part(loc, 1).log_prob(x).sum(), expected)
-    assert part.running_scale == pytest.approx(mse.sqrt())
-    part.eval()
+    torch.testing.assert_close(made(loc, 1).log_prob(x).sum(), expected)
+    assert made.running_scale == pytest.approx(mse.sqrt())
+    made.eval()
     other = torch.randn(7, 8)
     expected = Normal(loc[:, 0].mean(0), mse.sqrt()).log_prob(other).sum(-1)
-    torch.testing.assert_close(part(loc.mean(0, keepdim=True), 1).log_prob(other), expected)
-    assert part.running_scale == pytest.approx(mse.sqrt())
+    torch.testing.assert_close(made(loc.mean(0, keepdim=True), 1).log_prob(other), expected)
+    assert made.running_scale == pytest.approx(mse.sqrt())
 
 
 def test_optimal_scale_lets_its_gradient_through():
-    part, x = L.Gaussian(scale="optimal").train(), torch.randn(5, 8)
+    made, x = likelihood("gaussian", scale="optimal").train(), torch.randn(5, 8)
     loc = torch.randn(5, 1, 8, requires_grad=True)
-    part(loc, 1).log_prob(x).sum().backward()
+    made(loc, 1).log_prob(x).sum().backward()
     error = (loc[:, 0] - x).detach()
     torch.testing.assert_close(loc.grad[:, 0], -error / error.square().mean())  # of −½ N log MSE
 
 
 def test_edge_bins_take_the_tails():
-    part = L.DiscretizedLogistic(levels=256)
+    made = likelihood("discretized_logistic", levels=256)
     outputs = torch.zeros(2, 2, 1, dtype=torch.float64)
     outputs[0, 0], outputs[1, 0] = -40.0, 40.0  # far below and far above the data
-    p = part.double()(outputs, 1)
+    p = made.double()(outputs, 1)
     assert p.log_prob(torch.tensor([[0.0], [1.0]], dtype=torch.float64)) == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
 @pytest.mark.parametrize("name", [name for name in (*MASSES, *DENSITIES) if not name.startswith("logistic")])
 def test_variance_and_entropy_are_sums_or_integrals_and_the_mode_is_the_likeliest(name, spread):
-    part, low, high = DENSITIES[name] if name in DENSITIES else (MASSES[name][0], 0.0, 1.0)
+    made, low, high = DENSITIES[name] if name in DENSITIES else (MASSES[name][0], 0.0, 1.0)
     if high > 1.0:
         spread = min(spread, 1.0)  # so that the grid holds the tails
-    p = part.double()(outputs_for(part, 1, spread=spread), 1)
+    p = made.double()(outputs_for(made, 1, spread=spread), 1)
     x = torch.linspace(low, high, 400_001 if name in DENSITIES else MASSES[name][1], dtype=torch.float64)
     log_p = p.log_prob(x.view(-1, 1, 1)).detach()
 

@@ -8,18 +8,16 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from tests.build import part
 from tests.conftest import TINY, configure, train
-from tests.test_objective import small_vae
+from tests.test_objective import linear_vae
 from vae_cli import metrics, parts
+from vae_cli.batch import Batch
 from vae_cli.data import Examples, Resident, Spec
 from vae_cli.data.batches.pixels import transform
-from vae_cli.likelihood import Gaussian
 from vae_cli.metrics.aggregate import MOST
 from vae_cli.metrics.gap import amortisation
 from vae_cli.metrics.quality import frechet, precision_recall
-from vae_cli.model.linear import Linear
-from vae_cli.objective import IWAE
-from vae_cli.posterior import FullGaussian
 from vae_cli.system.errors import UserError
 from vae_cli.system.machine import prepare_compiler
 
@@ -33,7 +31,7 @@ def resident(x, y=None):
 def linear(n=300, noise=0.5):
     """A linear Gaussian model, examples, and log p(x) of each in closed form."""
     torch.manual_seed(0)
-    vae = small_vae(2, Gaussian(scale=noise), Linear, shape=(5,))
+    vae = linear_vae(noise, (5,))
     w, b = (p.detach().double() for p in (vae.model.readout.weight, vae.model.readout.bias))
     marginal = MultivariateNormal(b, w @ w.T + noise**2 * torch.eye(5, dtype=torch.float64))
     x = marginal.sample((n,))
@@ -45,7 +43,7 @@ def _near(vae, w, b, noise):
     """Give a linear model a factorised q that is near the true posterior, but not there."""
     precision = torch.eye(2, dtype=torch.float64) + w.T @ w / noise**2
     gain = precision.inverse() @ w.T / noise**2
-    head = vae.posterior.head
+    head = vae.latent.posterior.head
     with torch.no_grad():
         head.weight.zero_()
         head.weight[:2], head.bias[:2] = gain, -gain @ b + 0.2
@@ -54,16 +52,16 @@ def _near(vae, w, b, noise):
 
 def perfect(vae, w, b, noise):
     """Give a linear model the true posterior as its q."""
-    head = FullGaussian(features=5, latent_dim=2)
+    posterior = part("posterior", "full_gaussian", head=lambda *wanted: vae.model.head(2, *wanted), latent_dim=2)
     precision = torch.eye(2, dtype=torch.float64) + w.T @ w / noise**2
     gain = precision.inverse() @ w.T / noise**2
     tril = torch.linalg.cholesky(precision.inverse())
     with torch.no_grad():
-        for p in head.parameters():
+        for p in posterior.parameters():
             p.zero_()
-        head.head.weight[:2], head.head.bias[:2] = gain, -gain @ b
-        head.head.bias[2:] = torch.cat([tril.diagonal().log(), tril[1:, 0]])
-    vae.posterior = head
+        posterior.head.weight[:2], posterior.head.bias[:2] = gain, -gain @ b
+        posterior.head.bias[2:] = torch.cat([tril.diagonal().log(), tril[1:, 0]])
+    vae.latent.posterior = posterior
 
 
 def test_importance_sampling_finds_the_exact_log_likelihood():
@@ -88,7 +86,7 @@ def test_the_gap_is_the_kl_to_the_true_posterior_and_nothing_is_left_where_q_is_
     x = data.examples.x.double()
     true = MultivariateNormal((x - b) @ w / noise**2 @ precision.inverse(), precision_matrix=precision)
     with torch.no_grad():
-        q = vae.encode(data.examples.x).base_dist
+        q = vae.encode(Batch(data.examples.x)).base_dist
     q = MultivariateNormal(q.loc.double(), torch.diag_embed(q.scale.double() ** 2))
     expected = torch.distributions.kl_divergence(q, true)
     found = metrics.log_likelihood(vae, data, samples=5000)
@@ -204,7 +202,8 @@ def test_a_validation_of_few_examples_is_no_constant_away_from_the_truth():
 def test_the_bound_that_weights_are_chosen_by_rests_on_as_many_draws():
     vae, data, *_ = linear(n=60)
     truth = metrics.log_likelihood(vae, data, samples=5000, seed=9).curve[5]
-    error = [metrics.log_likelihood(vae, data, samples=5).mean - truth, IWAE(samples=5).score(vae, data, None) - truth]
+    chosen_by = metrics.score(part("objective", "iwae", samples=5), vae, data, None)
+    error = [metrics.log_likelihood(vae, data, samples=5).mean - truth, chosen_by - truth]
     assert abs(error[1]) < 0.02 < abs(error[0])
 
 
@@ -212,8 +211,13 @@ def test_draws_beyond_the_memory_bound_are_decoded_one_part_after_another(monkey
     vae, data, *_ = linear(n=9)
     whole = metrics.evaluate(vae, data, samples=64, batch_size=64)
     with monkeypatch.context() as patched:
-        decoded, decode = [], type(vae)._decode
-        patched.setattr(type(vae), "_decode", lambda self, z, c: (decoded.append(len(z)), decode(self, z, c))[1])
+        decoded, decode = [], type(vae).decode_given
+
+        def counted(self, z, c):
+            decoded.append(z.shape[:-1].numel())
+            return decode(self, z, c)
+
+        patched.setattr(type(vae), "decode_given", counted)
         parts_ = metrics.evaluate(vae, data, samples=64, batch_size=10)
     assert (max(decoded), sum(decoded)) == (10, 9 * 64)
     assert parts_.elbo == pytest.approx(whole.elbo, abs=0.3)
@@ -246,7 +250,7 @@ def test_the_aggregate_posterior_of_well_separated_codes(posterior):
         spec := _spec((2,)),
     )
     assert spec.shape == (2,)
-    head = vae.posterior.head
+    head = vae.latent.posterior.head
     with torch.no_grad():
         head.weight.zero_()
         head.weight[:2] = 100.0 * torch.eye(2)
@@ -305,8 +309,8 @@ def test_factors_are_discrete_by_the_reference_alone():
 def test_dimensions_that_are_dead_stay_dead_where_the_mean_is_monte_carlo():
     vae = parts.build(configure("posterior=flow", "model.hidden=[8]"), _spec((6,)))
     with torch.no_grad():
-        vae.posterior.head.weight.zero_()
-        vae.posterior.head.bias.zero_()
+        vae.latent.posterior.head.weight.zero_()
+        vae.latent.posterior.head.bias.zero_()
     found = metrics.evaluate(vae, resident(torch.rand(2000, 6).round()))
     assert found.kl == pytest.approx(0.0, abs=1e-6)
     assert found.active_units == 0
@@ -344,7 +348,7 @@ def test_precision_and_recall_tell_what_is_missing():
 
 def test_every_kind_of_model_ends_with_a_log_likelihood(tmp_path):
     """At the end of training, above the ELBO, with its error, and named by what it is of."""
-    for number, extra in enumerate(([], ["prior=vamp", "prior.components=5"], ["model=ladder"], ["posterior=flow"])):
+    for number, extra in enumerate(([], ["prior=vamp", "prior.components=5"], ["latent=ladder"], ["posterior=flow"])):
         folder = tmp_path / str(number)
         found = train(folder, *TINY, "trainer.steps=100", "trainer.log_likelihood_samples=300", *extra)
         assert found["test/log_likelihood"] > found["test/elbo"]
@@ -352,7 +356,7 @@ def test_every_kind_of_model_ends_with_a_log_likelihood(tmp_path):
         assert found["test/log_likelihood_stderr"] > 0
         assert found["measure"].startswith("log-mass of binary values")
         assert found["test/mutual_information"] <= found["test/mutual_information_bound"] + 1e-6
-        assert ("test/kl_layer_1" in found) == ("model=ladder" in extra)
+        assert ("test/kl_layer_1" in found) == ("latent=ladder" in extra)
 
 
 def caveats_of(tmp_path, x, *overrides):
@@ -400,7 +404,7 @@ def test_a_table_is_no_better_explained_than_by_a_gaussian_for_each_column():
     for spec, seen in ((raw, x), (replace(raw, mean=mean, std=std), (x - x.mean(0)) / x.std(0))):
         for elbo, worse in ((nats - 0.2, True), (nats + 0.2, False)):
             told = known_elbo(torch.full((9,), elbo))
-            found = metrics.worse_than_no_model(told, "valid", spec, Gaussian(), resident(seen))
+            found = metrics.worse_than_no_model(told, "valid", spec, part("likelihood", "gaussian"), resident(seen))
             assert (found is not None) == worse
 
 
@@ -415,11 +419,11 @@ def test_the_readout_can_start_at_the_mean_of_the_data():
     spec = _spec((6,))
     vae = parts.build(configure("model.bias_from_data=true", "model.hidden=[8]"), spec)
     x = torch.bernoulli(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9, 0.0]).expand(2000, 6))
-    vae.initialize(x, None)
+    vae.initialize(Batch(x))
     with torch.no_grad():
         vae.model.readout.weight.zero_()
         mean = vae.decode(torch.zeros(1, 20)).mean[0]
     torch.testing.assert_close(mean, x.mean(0).clamp(0.001, 0.999))
     other = parts.build(configure("model.bias_from_data=true", "likelihood=gaussian"), spec)
     with pytest.raises(UserError, match=r"model\.bias_from_data=true: .* bernoulli is allowed"):
-        other.initialize(x, None)
+        other.initialize(Batch(x))

@@ -1,24 +1,19 @@
 import pytest
 import torch
 from torch import nn
-from vae_cli.conditioning import Label, Unconditional
-from vae_cli.model.ladder import Ladder
 
-from vae_cli.model.conv import Conv
+from tests.build import part, vae
+from vae_cli.batch import Batch
 from vae_cli.model.layers import ACTIVATIONS, ConvTranspose
-from vae_cli.model.linear import Linear
-from vae_cli.model.mlp import MLP
-from vae_cli.model.resnet import ResNet
-from vae_cli.posterior import Gaussian
-from vae_cli.prior import Standard
 from vae_cli.system.errors import UserError
 
-MODELS = {"mlp": MLP, "linear": Linear, "conv": Conv, "resnet": ResNet}
+MODELS = ("mlp", "linear", "conv", "resnet")
 PICTURES = [(28, 20), (8, 8), (3, 32, 32), (3, 64, 64), (1, 7, 13), (2, 5, 4), (4, 4)]
 
 
 def build(name, shape, condition_dim=0, outputs=2, **settings):
-    return MODELS[name](shape=shape, latent_dim=5, condition_dim=condition_dim, outputs=outputs, **settings)
+    facts = {"shape": shape, "latent_dim": 5, "condition_dim": condition_dim, "outputs": outputs}
+    return part("model", name, **facts, **settings)
 
 
 @pytest.mark.parametrize("shape", PICTURES, ids=str)
@@ -73,39 +68,72 @@ def test_what_a_model_cannot_take_is_refused(name):
 
 def test_conditions():
     y = torch.tensor([2, 0])
-    torch.testing.assert_close(Label(classes=4, attributes=None)(y), 2.0 * torch.eye(4)[[2, 0]])
+    label = lambda **given: part("conditional", "label", **given)  # noqa: E731
+    torch.testing.assert_close(label(classes=4)(y), 2.0 * torch.eye(4)[[2, 0]])
     attributes = torch.rand(2, 40)
-    assert torch.equal(Label(classes=None, attributes=40)(attributes), attributes)
-    learned = Label(classes=4, attributes=None, embedding=7)
+    assert torch.equal(label(attributes=40)(attributes), attributes)
+    learned = label(classes=4, embedding=7)
     assert learned(y).shape == (2, 7)
     torch.testing.assert_close(learned(y)[0], 2.0 * learned.map.weight[:, 2])
-    assert Unconditional()(y) is None
+    assert part("conditional", "none")(y) is None
     with pytest.raises(UserError, match="conditional=label: the data have no labels"):
-        Label(classes=None, attributes=None)
+        label()
     with pytest.raises(UserError, match="has no effect, the data have one class alone"):
-        Label(classes=1, attributes=None)
+        label(classes=1)
     with pytest.raises(ValueError, match="needs labels"):
         learned(None)
 
 
+def ladder(body, shape, activation):
+    """A ladder of three layers of 3, 4 and 5 dimensions, the top first, over data with two attributes."""
+    model = [f"model={body}", f"model.activation={activation}", "model.latent_dim=3", "conditional=label"]
+    latent = ["latent=ladder", "latent.below=[5,4]", "latent.hidden=[12,8]", "latent.depth=2"]
+    size = {"mlp": "model.hidden=[16]", "conv": "model.channels=[4]"}[body]
+    return vae(*model, size, *latent, f"latent.activation={activation}", shape=shape, attributes=2)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("shape", "channels"), [((7,), ()), ((3, 7, 13), (4, 6)), ((8, 8), (4,))])
-def test_a_ladder_of_any_shape_and_activation_learns_everywhere(shape, channels, activation):
-    settings = {"below": (5, 4), "hidden": (16, 12, 8), "depth": 2, "channels": channels, "activation": activation}
-    model = Ladder(shape=shape, latent_dim=3, condition_dim=2, outputs=2, **settings)
-    posterior, prior = model.hierarchy(Gaussian(features=model.features, latent_dim=3), Standard(latent_dim=3))
-    x, c = torch.rand(6, *shape), torch.randn(6, 2)
-    q, p = posterior(model.encode(x, c)), prior(c)
-    z = q.rsample((2,))
-    outputs = model.decode(z.flatten(0, 1), c.repeat(2, 1))
-    assert z.shape == (2, 6, 12)
-    assert outputs.shape == (12, 2, *shape)
-    assert p.sample((6,)).shape == (6, 12)
-    kl = torch.cat(q.kl_by_layer(p, z), dim=-1)
-    assert kl.shape == (6, 12)
-    (outputs.square().sum() + kl.sum()).backward()
-    parameters = [*model.parameters(), *posterior.parameters()]
-    assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in parameters)
+@pytest.mark.parametrize(("body", "shape"), [("mlp", (7,)), ("conv", (3, 7, 13)), ("conv", (8, 8))])
+def test_a_ladder_over_any_body_and_activation_learns_everywhere(body, shape, activation):
+    model = ladder(body, shape, activation)
+    x, y = torch.rand(6, *shape), torch.randn(6, 2)
+    draw = model(Batch(x, y), samples=2).draw
+    outputs = model.decode(draw.z, y).mean
+    assert draw.z.shape == (2, 6, 12)
+    assert outputs.shape == (2, 6, *shape)
+    assert model.sample(6, y).shape == (6, *shape)
+    assert draw.kl.shape == (6, 12)
+    assert draw.layers == ((3, 3), (4, 4), (5, 5))
+    (outputs.square().sum() + draw.kl.sum()).backward()
+    assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in model.parameters())
+
+
+@pytest.mark.parametrize("extra", [[], ["conditional=label"]])
+@pytest.mark.parametrize(("name", "shape"), [("conv", (1, 13, 9)), ("resnet", (3, 16, 12))])
+def test_a_code_on_a_grid_has_the_grid_of_the_last_stage_and_one_by_one_heads(name, shape, extra):
+    overrides = [f"model={name}", "model.channels=[8,8]", "latent=spatial", "latent.channels=3", *extra]
+    model = vae(*overrides, shape=shape, attributes=2)
+    grid = model.model.on_features[1:]
+    assert model.latent.layout.shapes == ((3, *grid),)
+    x, y = torch.rand(4, *shape), torch.randn(4, 2)
+    output = model(Batch(x, y), samples=2)
+    assert output.z.shape == (2, 4, 3 * grid[0] * grid[1])
+    assert output.kl.shape == (4, model.latent_dim)
+    output.log_likelihood.sum().backward()
+    assert all(p.grad is not None for p in model.model.parameters())
+    head = [p for p in model.latent.posterior.head.parameters() if p.ndim > 1]
+    assert [p.shape[2:] for p in head] == [(1, 1)]
+
+
+def test_a_cell_of_a_code_on_a_grid_is_decoded_near_its_place():
+    """Seen of a translation: moving one cell changes outputs about it alone."""
+    model = vae("model=conv", "model.channels=[4,4]", "latent=spatial", "latent.channels=2", shape=(32, 32))
+    z = torch.zeros(1, 2, 8, 8)
+    moved = z.clone()
+    moved[0, :, 0, 0] = 3.0
+    change = (model.decode(moved.flatten(1)).mean - model.decode(z.flatten(1)).mean).abs()[0]
+    assert change[:8, :8].max() > 1e-4
+    assert change[16:, 16:].max() == 0.0
 
 
 @pytest.mark.parametrize(("outputs", "extra"), [(1, 0), (3, 1), (4, (0, 1)), (5, 0)])

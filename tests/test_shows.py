@@ -47,7 +47,7 @@ def test_linear_vae_reaches_probabilistic_pca(tmp_path):
     w, b = (p.detach().double() for p in (vae.model.readout.weight, vae.model.readout.bias))
     scale = vae.decode(torch.zeros(1, 10)).scale.flatten()[0].double().item()
     marginal = MultivariateNormal(b, w @ w.T + scale**2 * torch.eye(64, dtype=torch.float64))
-    known = marginal.log_prob(data.batch(slice(0, 10_000))[0].flatten(1).double())
+    known = marginal.log_prob(data.batch(slice(0, 10_000)).x.flatten(1).double())
     found = metrics.log_likelihood(vae, data, samples=5000)
     assert found.mean == pytest.approx(known.mean().item(), abs=3 * found.stderr)
     assert abs((found.log_likelihood - known).mean()) < 0.01  # the same examples: far within the error over examples
@@ -150,7 +150,7 @@ def test_anomalies_among_real_digits_are_told(tmp_path, mnist_root):
     settings = ("data=mnist", f"data.root={mnist_root}", "trainer.epochs=8", "trainer.log_likelihood_samples=0")
     train(tmp_path, *settings)
     vae, dataset = trained(tmp_path, *settings)
-    x, _ = dataset.resident("test", CPU).batch(slice(0, 500))
+    x = dataset.resident("test", CPU).batch(slice(0, 500)).x
     pixels = torch.rand(len(x), 28 * 28, generator=torch.Generator().manual_seed(0)).argsort(1)
     shuffled = x.flatten(1).gather(1, pixels).view_as(x)
     small = torch.tensor(load_digits().images[:500], dtype=torch.float32) / 16  # other digits: 8×8, from other hands

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Distribution
 
+from tests.build import part
 from tests.conftest import TINY, configure, train
 from vae_cli import parts
 from vae_cli.data.batches.pixels import bernoulli
 from vae_cli.data.batches.resident import Resident, Streamed, place
-from vae_cli.likelihood import BernoulliElements
+from vae_cli.likelihood.bernoulli import BernoulliElements
 from vae_cli.optimizer import Adam, AdamW
 from vae_cli.system.errors import UserError
 from vae_cli.system.machine import usable_threads
@@ -93,15 +94,17 @@ def test_streamed_examples_train_as_resident_ones_to_the_bit(tmp_path, extra):
     assert "data streamed" not in (tmp_path / "resident" / "train.log").read_text()
 
 
-def test_a_batch_that_was_announced_is_the_one_that_is_given():
+def test_a_batch_that_was_prefetched_is_the_one_that_is_given():
     data = parts.load_dataset(configure(*TINY, "data.binarize=none"))
     streamed, resident = (data.resident("train", CPU, kind) for kind in (False, True))
     assert (type(streamed), type(resident)) == (Streamed, Resident)
     order = streamed.order(1, 0).split(16)
     for k, index in enumerate(order):
         if k + 1 < len(order) and k % 3:
-            streamed.expect(order[k + 1])
-        torch.testing.assert_close(streamed.batch(index), resident.batch(index), rtol=0, atol=0)
+            streamed.prefetch(order[k + 1])
+        found, wanted = streamed.batch(index), resident.batch(index)
+        assert torch.equal(found.x, wanted.x)
+        assert torch.equal(found.y, wanted.y)
 
 
 def test_on_the_cpu_examples_are_resident():
@@ -134,7 +137,7 @@ def test_a_number_goes_to_the_device_only_when_it_changes(monkeypatch):
     vae = parts.build(config, data.spec)
     step = Step(
         vae=vae, objective=parts.assemble("objective", config.objective, latent_dim=4, examples=10),
-        optimizer=Adam(vae.parameters(), 1e-3, weight_decay=0.0, fused=True), kl=parts.assemble("kl", config.kl),
+        optimizer=part("optimizer", "adam", params=vae.parameters(), fused=True), kl=parts.assemble("kl", config.kl),
         data=data.resident("train", CPU), settings=config.trainer,
     )  # fmt: skip
     filled = []
@@ -158,12 +161,12 @@ def test_the_discriminator_is_clipped_by_itself():
     objective = parts.assemble("objective", config.objective, latent_dim=4, examples=10)
     groups = [{"params": list(vae.parameters())}, *objective.groups()]
     step = Step(
-        vae=vae, objective=objective, optimizer=Adam(groups, 1e-3, weight_decay=0.0, fused=True),
+        vae=vae, objective=objective, optimizer=part("optimizer", "adam", params=groups, fused=True),
         kl=parts.assemble("kl", config.kl), data=data.resident("train", CPU), settings=config.trainer,
     )  # fmt: skip
     step(torch.arange(8).view(1, 8), weight=1.0, target=None, lr=[1e-3, 1e-3], decay=0.0)
-    for part in (vae, objective):
-        norm = torch.nn.utils.get_total_norm([p.grad for p in part.parameters()]).item()
+    for owner in (vae, objective):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in owner.parameters()]).item()
         assert norm == pytest.approx(0.001, rel=1e-3)
     assert step.grad_norm > 0.1  # the model's, before
 

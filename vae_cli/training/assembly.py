@@ -30,13 +30,13 @@ EARLY = 0.1  # the share of a run before which trainer.prune gives nothing up
 WATCHED = 1000  # training examples that stand in for validation where there is none
 
 
-def build_objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
+def build_objective(config: Config, vae: VAE, dataset: Dataset, device: torch.device) -> Objective:
     """Build the objective of a configuration, on a device.
 
     Raises:
         UserError: it is something else than an objective.
     """
-    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
+    objective = assemble("objective", config.objective, latent_dim=vae.latent_dim, examples=len(dataset.train))
     if not isinstance(objective, Objective):
         raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
     return objective.to(device)

@@ -96,7 +96,7 @@ class _Run:
         self.dataset = _load_data(config)
         seed_everything(config.seed)
         self.vae = _build_model(config, self.dataset, device, fresh=not resume)
-        self.objective = build_objective(config, self.dataset, device)
+        self.objective = build_objective(config, self.vae, self.dataset, device)
         _try_own_parts(self.vae, self.objective, self.dataset, config, device)
         self.notes: list[str] = []  # of damaged checkpoints
         self.last, self.best = self._states() if resume else (None, None)
