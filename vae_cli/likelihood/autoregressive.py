@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from vae_cli.config.types import Count
 from vae_cli.likelihood.base import Likelihood
 from vae_cli.likelihood.support import Levels
 from vae_cli.system.errors import UserError
+
+AT_ONCE = 256  # pictures that are drawn together: their layers' values stay within some 100 MB
 
 
 class Autoregressive(Likelihood):
@@ -70,6 +73,26 @@ class Autoregressive(Likelihood):
         """Return what each layer sees of the decoder's outputs [N, context, H, W]."""
         return [layer(outputs) for layer in self.context]
 
+    def draw(self, outputs: Tensor) -> Tensor:
+        """Draw pictures [N, 1, H, W], a pixel after the other, each layer computed at that pixel alone."""
+        layers = [self.first, *self.body]
+        weights, seen = [layer.upper for layer in layers], self.seen(outputs)
+        x, *inputs = (layer.canvas(outputs) for layer in layers)
+        for row, column in product(*map(range, self.frame)):
+            context = [each[:, :, row, column] for each in seen]
+            h = F.glu(self.first.at(x, row, column, weights[0]) + context[0], 1)
+            for layer, canvas, weight, own in zip(self.body, inputs, weights[1:], context[1:], strict=True):
+                layer.put(canvas, row, column, h)
+                h = h + F.glu(layer.at(canvas, row, column, weight) + own, 1)
+            self.first.put(x, row, column, self._drawn(self.readout(h[:, :, None, None]).flatten(1)))
+        return x[:, :, -self.frame[0] :, self.first.reach : -self.first.reach]
+
+    def _drawn(self, logits: Tensor) -> Tensor:
+        """Draw a pixel [N, 1] of logits [N, 1 or L]."""
+        if self.levels == 2:
+            return torch.bernoulli(logits.sigmoid())
+        return torch.multinomial(logits.softmax(1), 1) / (self.levels - 1)
+
 
 class MaskedConv(nn.Conv2d):
     """A convolution that sees the pixels above and to the left, and the pixel itself where `own` says so."""
@@ -86,6 +109,30 @@ class MaskedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [N, C, H, W] to [N, outputs, H, W]."""
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
+
+    @property
+    def reach(self) -> int:
+        """How many pixels up, to the left and to the right it sees."""
+        return self.kernel_size[0] // 2
+
+    @property
+    def upper(self) -> Tensor:
+        """The weights of the rows it sees, the pixel's own last: [outputs, C · rows · columns]."""
+        return (self.weight * self.mask)[:, :, : self.reach + 1].flatten(1)
+
+    def canvas(self, like: Tensor) -> Tensor:
+        """Return an empty input for `at`: zeros [N, C, H + reach, W + 2 reach]."""
+        n, _, height, width = like.shape
+        return like.new_zeros(n, self.in_channels, height + self.reach, width + 2 * self.reach)
+
+    def put(self, canvas: Tensor, row: int, column: int, values: Tensor) -> None:
+        """Write the values [N, C] of a pixel onto a canvas."""
+        canvas[:, :, row + self.reach, column + self.reach] = values
+
+    def at(self, canvas: Tensor, row: int, column: int, upper: Tensor) -> Tensor:
+        """Return the outputs [N, outputs] at a pixel of a canvas; `upper` is this layer's, taken once."""
+        seen = canvas[:, :, row : row + self.reach + 1, column : column + 2 * self.reach + 1]
+        return F.linear(seen.flatten(1), upper, self.bias)
 
 
 class PixelByPixel(Distribution):
@@ -126,17 +173,8 @@ class PixelByPixel(Distribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw x [*sample_shape, *batch, *event], a pixel after the other."""
         p = self.expand(torch.Size(sample_shape) + self.batch_shape)
-        context = self.net.seen(p._flat())
-        x = context[0].new_zeros(len(context[0]), 1, *self.net.frame)
-        for row in range(self.net.frame[0]):
-            for column in range(self.net.frame[1]):
-                x[:, 0, row, column] = self._drawn(self.net.logits(x, context)[:, :, row, column])
-        return x.view(*p.batch_shape, *p.event_shape)
-
-    def _drawn(self, logits: Tensor) -> Tensor:
-        if self.net.levels == 2:
-            return torch.bernoulli(logits[:, 0].sigmoid())
-        return torch.multinomial(logits.softmax(1), 1)[:, 0] / (self.net.levels - 1)
+        drawn = torch.cat([self.net.draw(part) for part in p._flat().split(AT_ONCE)])
+        return drawn.reshape(*p.batch_shape, *p.event_shape)
 
     def _flat(self) -> Tensor:
         split = len(self.batch_shape)
