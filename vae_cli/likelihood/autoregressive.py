@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.config.types import Count
+from vae_cli.distribution import Explained
 from vae_cli.likelihood.base import Likelihood
 from vae_cli.likelihood.support import Levels
 from vae_cli.system.errors import UserError
@@ -27,7 +28,7 @@ class Autoregressive(Likelihood):
 
     Args:
         shape: [H, W] or [1, H, W] of one picture.
-        levels: L of the pictures, 2 for binary ones.
+        levels: L of the grey levels k / (L − 1); 2 for binary pictures.
         hidden: channels of each layer.
         layers: masked convolutions after the first.
         context: planes of decoder outputs that are seen.
@@ -44,6 +45,7 @@ class Autoregressive(Likelihood):
     support = Levels(binarize=True)
     display = "draw"
     gives = ("mass", "sees x")
+    refuses = {"missing values": "needs every pixel, since each is given those before it"}
 
     def __init__(self, *, shape: Sequence[int], levels: int, hidden: Count, layers: Count, context: Count):
         super().__init__()
@@ -135,13 +137,11 @@ class MaskedConv(nn.Conv2d):
         return F.linear(seen.flatten(1), upper, self.bias)
 
 
-class PixelByPixel(Distribution):
-    """p(x|z) of an `Autoregressive` likelihood; densities take one pass, draws one for each pixel.
+class PixelByPixel(Explained):
+    """p(x|z) of an `Autoregressive` likelihood: log p(x) takes one pass, a draw takes the pixels in turn.
 
-    Its mean has no closed form, and none is offered.
+    It has no mean, variance or entropy in closed form.
     """
-
-    arg_constraints: dict[str, Any] = {}
 
     def __init__(self, net: Autoregressive, outputs: Tensor, event_dims: int):
         split = outputs.ndim - event_dims - 1
@@ -154,10 +154,11 @@ class PixelByPixel(Distribution):
         return PixelByPixel(self.net, self.outputs.expand(shape), len(self.event_shape))
 
     def element_log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x_i | x_<i, z) of each pixel [*batch, *event], nats."""
-        whole = x.expand(*self.batch_shape, *self.event_shape)
+        """Return log p(x_i | x_<i, z) of each pixel of x [*sample, *batch, *event], nats."""
+        whole = x.expand(torch.broadcast_shapes(x.shape, self.batch_shape + self.event_shape))
         flat = whole.reshape(-1, 1, *self.net.frame)
-        logits = self.net.logits(flat, self.net.seen(self._flat()))
+        p = self.expand(whole.shape[: whole.ndim - len(self.event_shape)])
+        logits = self.net.logits(flat, self.net.seen(p._flat()))
         if self.net.levels == 2:
             found = flat * logits - F.softplus(logits)
         else:
@@ -166,12 +167,13 @@ class PixelByPixel(Distribution):
         return found.view(whole.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x) [*batch], nats."""
-        return self.element_log_prob(x).flatten(len(self.batch_shape)).sum(-1)
+        """Return log p(x) [*sample, *batch], nats."""
+        terms = self.element_log_prob(x)
+        return terms.flatten(terms.ndim - len(self.event_shape)).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw x [*sample_shape, *batch, *event], a pixel after the other."""
+        """Draw x [*sample_shape, *batch, *event]."""
         p = self.expand(torch.Size(sample_shape) + self.batch_shape)
         drawn = torch.cat([self.net.draw(part) for part in p._flat().split(AT_ONCE)])
         return drawn.reshape(*p.batch_shape, *p.event_shape)

@@ -81,6 +81,8 @@ def generate(settings: Generate) -> list[Path]:
         model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
         torch.manual_seed(settings.seed)
         arguments = _arguments(getattr(tasks, name), settings, model)
+        if arguments.get("means") and model.vae.likelihood.display == "draw":
+            say("task.means=true: p(x|z) of this run has no mean in closed form; draws are shown")
         with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
             try:
                 return getattr(tasks, name)(model, folder, **arguments)
@@ -99,7 +101,7 @@ def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
     """Return a task's settings, with examples in place of where they come from."""
     from vae_cli.commands.generate.sources import examples_of
 
-    arguments = settings.task.arguments
+    arguments = settings.task.settings
     if "examples" in inspect.signature(task).parameters:
         arguments["examples"] = examples = examples_of(model, arguments.pop("split"), arguments.pop("source"))
         if "over_classes" not in arguments:
