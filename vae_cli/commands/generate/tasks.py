@@ -181,7 +181,8 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
     """
     if "sees x" in model.vae.likelihood.gives:
         raise UserError(
-            "task=impute: p(x|z) of this run gives each pixel those before it alone; runs of another likelihood are allowed"
+            "task=impute: p(x|z) of this run gives each pixel those before it alone; runs of another likelihood are "
+            "allowed"
         )
     index = examples.some(n)
     x, y = examples.at(index)
