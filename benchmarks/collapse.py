@@ -10,10 +10,19 @@ docs/collapse_autoregressive.png; the numbers are those of each run's summary.js
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+import vae_cli
+from vae_cli.report import pictures
 
 COMMON = ["data=mnist", "model=conv", "trainer.batch_size=64", "trainer.log_likelihood_samples=128"]
 RUNS = {
