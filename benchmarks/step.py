@@ -41,7 +41,7 @@ def trainer() -> Trainer:
     dataset = load_dataset(config)
     torch.manual_seed(0)
     vae = build(config, dataset.spec)
-    objective = build_objective(config, dataset, cpu)
+    objective = build_objective(config, vae, dataset, cpu)
     return build_trainer(config, vae, objective, dataset, Silent(), Path(tempfile.gettempdir()))
 
 

@@ -42,7 +42,7 @@ def parts():
 def trainer(parts, tmp_path):
     config, dataset = parts
     vae, cpu = build(config, dataset.spec), torch.device("cpu")
-    return build_trainer(config, vae, build_objective(config, dataset, cpu), dataset, Recorder(), tmp_path)
+    return build_trainer(config, vae, build_objective(config, vae, dataset, cpu), dataset, Recorder(), tmp_path)
 
 
 def evaluation(active, units):

@@ -142,6 +142,8 @@ class Trained:
     def sample(self, n: int, y: Any = None, *, temperature: float = 1.0, mean: bool = True) -> Tensor:
         """Return [n, *shape]: means (or draws) of p(x|z,c) for n draws of z from the prior.
 
+        Where p(x|z,c) has no mean in closed form (likelihood=autoregressive), draws stand in its place.
+
         Args:
             n: how many.
             y: one label for all, or one each; a conditional model needs it.
@@ -151,7 +153,11 @@ class Trained:
         if y is not None and not self.conditional:
             raise ValueError(f"y={y}: has no effect, this model is not conditional")
         p = self.rescaled(self.vae.decode(*self._prior(n, y, temperature)))
-        return p.mean if mean else p.sample()
+        return self.picture(p) if mean else p.sample()
+
+    def picture(self, p: Distribution) -> Tensor:
+        """Return what a person is shown of p(x|z,c): its mean, or a draw where that has no closed form."""
+        return self.vae.likelihood.picture(p)
 
     @torch.no_grad()
     def prior(self, y: Any = None) -> Distribution:

@@ -152,7 +152,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = True) -> Tensor:
-        """Return means (or else draws) of p(x|z,c) [n, *shape] for n draws of z from the prior; y holds n labels."""
+        """Return what is shown of p(x|z,c) (or else draws) [n, *shape] for n draws of z of the prior; y: n labels."""
         c = self.conditioning(y)
         p = self.decode_given(self.latent.generate(n, c), c)
         return self.likelihood.picture(p) if mean else p.sample()

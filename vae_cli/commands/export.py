@@ -69,7 +69,7 @@ def _parts(model: Trained) -> dict[str, tuple[torch.nn.Module, tuple[torch.Tenso
     """Return encoder and decoder with example inputs and the names of their inputs and outputs.
 
     Raises:
-        UserError: q(z|x) has no mean and scale in closed form.
+        UserError: q(z|x) has no mean and scale, or p(x|z) no mean, in closed form.
     """
     import torch
 
@@ -88,6 +88,11 @@ def _parts(model: Trained) -> dict[str, tuple[torch.nn.Module, tuple[torch.Tenso
             f"run={model.folder}: its posterior ({kind}) has no scale in closed form; gaussian and full_gaussian "
             "of one stochastic layer can be exported, and format=safetensors takes any weights"
         ) from None
+    if model.vae.likelihood.display == "draw":
+        raise UserError(
+            f"run={model.folder}: its p(x|z) has no mean in closed form that a decoder could give; format=safetensors "
+            "takes any weights"
+        )
     names = ["y"] if labels else []
     return {
         "encoder": (Encoder(model).eval(), (x, *labels), ["x", *names], ["mean", "scale"]),

@@ -22,11 +22,13 @@ from vae_cli.config.signatures import signature
 from vae_cli.system.errors import UserError
 
 TWO_DIMENSIONS, VALIDATION, EAGER = "two dimensions", "validation", "eager"  # facts that settings give
+MISSING = "missing values"  # likewise
 BY_SETTINGS = {
     TWO_DIMENSIONS: "model.latent_dim=2 or more",
     VALIDATION: "data.valid above 0",
     EAGER: "trainer.compile=false",
 }  # how
+WITHOUT = {MISSING: "data.missing=refused"}  # settings that do not give a fact
 
 
 class Rule(NamedTuple):
@@ -67,6 +69,7 @@ def facts(config: Config) -> dict[str, str]:
         TWO_DIMENSIONS: config.model.latent_dim > 1,
         VALIDATION: config.data.valid != 0,
         EAGER: not config.trainer.compile,
+        MISSING: getattr(config.data, "missing", None) == "observed",
     }
     return found | {fact: "settings" for fact, holds in by_settings.items() if holds}
 
@@ -115,6 +118,8 @@ def _giving(fact: str) -> str:
 
 
 def _not_giving(group: str, fact: str) -> str:
+    if fact in WITHOUT:
+        return f"{WITHOUT[fact]} is allowed"
     return f"{group}={' or '.join(_options(group, fact, False))} is allowed"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.config.types import Count
+from vae_cli.distribution import Explained
 from vae_cli.likelihood.base import Likelihood
 from vae_cli.likelihood.support import Levels
 from vae_cli.system.errors import UserError
+
+AT_ONCE = 256  # pictures that are drawn together: their layers' values stay within some 100 MB
 
 
 class Autoregressive(Likelihood):
@@ -24,7 +28,7 @@ class Autoregressive(Likelihood):
 
     Args:
         shape: [H, W] or [1, H, W] of one picture.
-        levels: L of the pictures, 2 for binary ones.
+        levels: L of the grey levels k / (L − 1); 2 for binary pictures.
         hidden: channels of each layer.
         layers: masked convolutions after the first.
         context: planes of decoder outputs that are seen.
@@ -41,6 +45,7 @@ class Autoregressive(Likelihood):
     support = Levels(binarize=True)
     display = "draw"
     gives = ("mass", "sees x")
+    refuses = {"missing values": "needs every pixel, since each is given those before it"}
 
     def __init__(self, *, shape: Sequence[int], levels: int, hidden: Count, layers: Count, context: Count):
         super().__init__()
@@ -70,6 +75,26 @@ class Autoregressive(Likelihood):
         """Return what each layer sees of the decoder's outputs [N, context, H, W]."""
         return [layer(outputs) for layer in self.context]
 
+    def draw(self, outputs: Tensor) -> Tensor:
+        """Draw pictures [N, 1, H, W], a pixel after the other, each layer computed at that pixel alone."""
+        layers = [self.first, *self.body]
+        weights, seen = [layer.upper for layer in layers], self.seen(outputs)
+        x, *inputs = (layer.canvas(outputs) for layer in layers)
+        for row, column in product(*map(range, self.frame)):
+            context = [each[:, :, row, column] for each in seen]
+            h = F.glu(self.first.at(x, row, column, weights[0]) + context[0], 1)
+            for layer, canvas, weight, own in zip(self.body, inputs, weights[1:], context[1:], strict=True):
+                layer.put(canvas, row, column, h)
+                h = h + F.glu(layer.at(canvas, row, column, weight) + own, 1)
+            self.first.put(x, row, column, self._drawn(self.readout(h[:, :, None, None]).flatten(1)))
+        return x[:, :, -self.frame[0] :, self.first.reach : -self.first.reach]
+
+    def _drawn(self, logits: Tensor) -> Tensor:
+        """Draw a pixel [N, 1] of logits [N, 1 or L]."""
+        if self.levels == 2:
+            return torch.bernoulli(logits.sigmoid())
+        return torch.multinomial(logits.softmax(1), 1) / (self.levels - 1)
+
 
 class MaskedConv(nn.Conv2d):
     """A convolution that sees the pixels above and to the left, and the pixel itself where `own` says so."""
@@ -87,14 +112,36 @@ class MaskedConv(nn.Conv2d):
         """Map x [N, C, H, W] to [N, outputs, H, W]."""
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
 
+    @property
+    def reach(self) -> int:
+        """How many pixels up, to the left and to the right it sees."""
+        return self.kernel_size[0] // 2
 
-class PixelByPixel(Distribution):
-    """p(x|z) of an `Autoregressive` likelihood; densities take one pass, draws one for each pixel.
+    @property
+    def upper(self) -> Tensor:
+        """The weights of the rows it sees, the pixel's own last: [outputs, C · rows · columns]."""
+        return (self.weight * self.mask)[:, :, : self.reach + 1].flatten(1)
 
-    Its mean has no closed form, and none is offered.
+    def canvas(self, like: Tensor) -> Tensor:
+        """Return an empty input for `at`: zeros [N, C, H + reach, W + 2 reach]."""
+        n, _, height, width = like.shape
+        return like.new_zeros(n, self.in_channels, height + self.reach, width + 2 * self.reach)
+
+    def put(self, canvas: Tensor, row: int, column: int, values: Tensor) -> None:
+        """Write the values [N, C] of a pixel onto a canvas."""
+        canvas[:, :, row + self.reach, column + self.reach] = values
+
+    def at(self, canvas: Tensor, row: int, column: int, upper: Tensor) -> Tensor:
+        """Return the outputs [N, outputs] at a pixel of a canvas; `upper` is this layer's, taken once."""
+        seen = canvas[:, :, row : row + self.reach + 1, column : column + 2 * self.reach + 1]
+        return F.linear(seen.flatten(1), upper, self.bias)
+
+
+class PixelByPixel(Explained):
+    """p(x|z) of an `Autoregressive` likelihood: log p(x) takes one pass, a draw takes the pixels in turn.
+
+    It has no mean, variance or entropy in closed form.
     """
-
-    arg_constraints: dict[str, Any] = {}
 
     def __init__(self, net: Autoregressive, outputs: Tensor, event_dims: int):
         split = outputs.ndim - event_dims - 1
@@ -107,10 +154,11 @@ class PixelByPixel(Distribution):
         return PixelByPixel(self.net, self.outputs.expand(shape), len(self.event_shape))
 
     def element_log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x_i | x_<i, z) of each pixel [*batch, *event], nats."""
-        whole = x.expand(*self.batch_shape, *self.event_shape)
+        """Return log p(x_i | x_<i, z) of each pixel of x [*sample, *batch, *event], nats."""
+        whole = x.expand(torch.broadcast_shapes(x.shape, self.batch_shape + self.event_shape))
         flat = whole.reshape(-1, 1, *self.net.frame)
-        logits = self.net.logits(flat, self.net.seen(self._flat()))
+        p = self.expand(whole.shape[: whole.ndim - len(self.event_shape)])
+        logits = self.net.logits(flat, self.net.seen(p._flat()))
         if self.net.levels == 2:
             found = flat * logits - F.softplus(logits)
         else:
@@ -119,24 +167,16 @@ class PixelByPixel(Distribution):
         return found.view(whole.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x) [*batch], nats."""
-        return self.element_log_prob(x).flatten(len(self.batch_shape)).sum(-1)
+        """Return log p(x) [*sample, *batch], nats."""
+        terms = self.element_log_prob(x)
+        return terms.flatten(terms.ndim - len(self.event_shape)).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw x [*sample_shape, *batch, *event], a pixel after the other."""
+        """Draw x [*sample_shape, *batch, *event]."""
         p = self.expand(torch.Size(sample_shape) + self.batch_shape)
-        context = self.net.seen(p._flat())
-        x = context[0].new_zeros(len(context[0]), 1, *self.net.frame)
-        for row in range(self.net.frame[0]):
-            for column in range(self.net.frame[1]):
-                x[:, 0, row, column] = self._drawn(self.net.logits(x, context)[:, :, row, column])
-        return x.view(*p.batch_shape, *p.event_shape)
-
-    def _drawn(self, logits: Tensor) -> Tensor:
-        if self.net.levels == 2:
-            return torch.bernoulli(logits[:, 0].sigmoid())
-        return torch.multinomial(logits.softmax(1), 1)[:, 0] / (self.net.levels - 1)
+        drawn = torch.cat([self.net.draw(part) for part in p._flat().split(AT_ONCE)])
+        return drawn.reshape(*p.batch_shape, *p.event_shape)
 
     def _flat(self) -> Tensor:
         split = len(self.batch_shape)

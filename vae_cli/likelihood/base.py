@@ -85,7 +85,7 @@ class Likelihood(nn.Module):
         return (2, *shape) if len(shape) in (1, 2) else (2 * shape[0], *shape[1:])
 
     def picture(self, p: Distribution) -> Tensor:
-        """Return what a person is shown of p(x|z): [*batch, *shape]."""
+        """Return what a person is shown of p(x|z), its means or draws: [*batch, *shape]."""
         return p.mean if self.display == "mean" else p.sample()
 
 

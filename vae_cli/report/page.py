@@ -22,7 +22,7 @@ from vae_cli.system.disk import write as write_file
 from vae_cli.system.output import writable
 from vae_cli.vae import VAE
 
-PRIOR = "means of p(x|z) for draws of z from the prior"
+PRIOR = "{display}s of p(x|z) for draws of z from the prior"
 MOVED = "one latent dimension moved at a time, the most informative first"
 COLUMNS = 10  # pictures beside one another: as many as a phone shows
 TILES = (
@@ -99,10 +99,11 @@ def _latent_note(shown: int, labelled: Spec | None) -> str:
 
 def _pictures(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tuple[str, str]]:
     """Return captions and data URIs."""
+    display = vae.likelihood.display
     moved, _ = pictures.traversals(vae, data, result.kl_by_dimension, most=6, steps=COLUMNS)
     shown = (
-        ("data above the means of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
-        (PRIOR, pictures.samples(vae, data, 5, COLUMNS)),
+        (f"data above the {display}s of p(x|z)", pictures.reconstructions(vae, data, COLUMNS)),
+        (PRIOR.format(display=display), pictures.samples(vae, data, 5, COLUMNS)),
         (f"{MOVED}, each row from another example", moved),
     )
     return [(caption, _uri(pictures.grid(x, spec))) for caption, x in shown]
@@ -112,12 +113,14 @@ def _tables(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tu
     """Return captions and SVG elements, for examples that are no pictures."""
     from vae_cli.report import figures, tables
 
+    display = vae.likelihood.display
     x, again = pictures.reconstructions(vae, data, 3)
     moved, dimensions = pictures.traversals(vae, data, result.kl_by_dimension, most=4, steps=5)
     way = "traversals, from −2.5 (top) to 2.5 standard deviations"
     drawings = (
-        ("data against the means of p(x|z)", tables.against(x, again, spec, "reconstructions", width=5.4)),
-        (PRIOR, tables.heat_map(pictures.samples(vae, data, 1, 20), spec, "samples, a line each", width=5.4)),
+        (f"data against the {display}s of p(x|z)", tables.against(x, again, spec, "reconstructions", width=5.4)),
+        (PRIOR.format(display=display),
+         tables.heat_map(pictures.samples(vae, data, 1, 20), spec, "samples, a line each", width=5.4)),
         (f"{MOVED}, each block from another example",
          tables.heat_map(moved, spec, way, [f"z{j}" for j in dimensions], width=5.4)),
     )  # fmt: skip

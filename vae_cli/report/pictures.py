@@ -102,7 +102,7 @@ def mix(data: Resident, most: int, *, balanced: bool = True) -> Batch:
 
 @torch.no_grad()
 def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
-    """Return a mix of n examples above the means of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
+    """Return a mix of n examples above means (or draws) of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
     batch = mix(data, n)
     made = vae.likelihood.picture(vae.decode(vae.encode(batch).mean, batch.y))
     return torch.stack([batch.x, made])
@@ -110,7 +110,7 @@ def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
 
 @torch.no_grad()
 def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tensor:
-    """Return means of p(x|z) for draws of the prior, labels taken from the data: [rows, columns, *shape]."""
+    """Return means (or draws) of p(x|z) for draws of the prior, labels taken from the data: [rows, columns, *shape]."""
     n, y = rows * columns, data.examples.y
     if y is not None:
         index = spread(len(y), y, n)

@@ -160,14 +160,15 @@ class Reporter:
         from vae_cli.report import drawing
 
         x, again = (self.spec.restore(each.cpu()) for each in pictures.reconstructions(vae, data))
-        names = ("data", "mean of p(x|z)")
+        display = vae.likelihood.display
+        names = ("data", f"{display} of p(x|z)")
         drawing.pairs(self.spec, x, again, folder / "reconstructions.png", "reconstructions", names)
-        title = "means of p(x|z) for draws of z from the prior"
+        title = f"{display}s of p(x|z) for draws of z from the prior"
         self._draw(pictures.samples(vae, data), folder / "samples.png", title)
         if self.conditional:
             x, rows = pictures.class_samples(vae, data, self.spec)
             kind = "row" if pictures.is_picture(self.spec.shape) else "block"
-            title = f"means of p(x|z,c) for draws of z from the prior, one {kind} {self._each(len(rows))}"
+            title = f"{display}s of p(x|z,c) for draws of z from the prior, one {kind} {self._each(len(rows))}"
             self._draw(x, folder / "class_samples.png", title, rows)
 
     def _draw(self, x: Tensor, path: Path, title: str, rows: Sequence[str] = ()) -> None:

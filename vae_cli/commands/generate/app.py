@@ -81,6 +81,8 @@ def generate(settings: Generate) -> list[Path]:
         model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
         torch.manual_seed(settings.seed)
         arguments = _arguments(getattr(tasks, name), settings, model)
+        if arguments.get("means") and model.vae.likelihood.display == "draw":
+            say("task.means=true: p(x|z) of this run has no mean in closed form; draws are shown")
         with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
             try:
                 return getattr(tasks, name)(model, folder, **arguments)

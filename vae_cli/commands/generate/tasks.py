@@ -43,10 +43,10 @@ def sample(
         _refuse_conditional(model, f"task.sampler={sampler}")
         z = samplers.draw(sampler, model, count, temperature)
     p = model.decode(z, y)
-    x = p.mean if means else p.sample()
+    x = model.picture(p) if means else p.sample()
     rows = len(names) or -(-count // COLUMNS)
     shown = [x[k * n : k * n + COLUMNS] for k in range(rows)] if names else list(x.split(COLUMNS))
-    title = f"{'means of' if means else 'draws of'} p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
+    title = f"{_word(model, means)}s of p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
     return [
         drawing.grid(model.spec, shown[:32], folder / "samples.png", title, names[:32]),
         _save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
@@ -58,8 +58,8 @@ def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, mea
     index = examples.some(n)
     x, y = examples.at(index)
     p = model.decode(model.encode(x, y).mean, y)
-    made = p.mean if means else p.sample()
-    path, names = folder / "reconstructions.png", ("data", "mean of p(x|z)" if means else "draw of p(x|z)")
+    made = model.picture(p) if means else p.sample()
+    path, names = folder / "reconstructions.png", ("data", f"{_word(model, means)} of p(x|z)")
     return [
         drawing.pairs(model.spec, x, made, path, "reconstructions", names),
         _save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
@@ -79,7 +79,7 @@ def interpolate(
     with torch.no_grad():
         c = model.vae.conditioning(y)
         mixed = [None] * len(legs) if c is None else [latent.between(a, b, steps, "linear") for a, b in pairwise(c)]
-        made = [model.rescaled(model.vae.decode_given(*way)).mean for way in zip(legs, mixed, strict=True)]
+        made = [model.picture(model.rescaled(model.vae.decode_given(*way))) for way in zip(legs, mixed, strict=True)]
     names = [f"{a} →\n{b}" for a, b in pairwise(_called(examples, index) for index in indices)]
     title = f"{kind} interpolation of codes" + (", labels mixed on the way" if c is not None else "")
     return [
@@ -100,7 +100,7 @@ def traverse(
     z = model.encode(one, label).mean
     codes = pictures.moved(z[0], q.mean, order, torch.linspace(-range, range, steps, device=z.device))
     labels = None if label is None else label.expand(steps, *label.shape[1:])
-    made = [model.decode(row, labels).mean for row in codes]
+    made = [model.picture(model.decode(row, labels)) for row in codes]
     names = [f"z{int(j)}" for j in order]
     title = f"each dimension moved over ±{range:g} standard deviations of its codes, most informative first"
     return [
@@ -124,7 +124,7 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | lis
             f"task.condition={given}: the run is conditional; one class, or one list of attributes, is needed"
         )
     y, _ = _conditions(model, condition, n)
-    made = [model.decode(row, y).mean for row in z]
+    made = [model.picture(model.decode(row, y)) for row in z]
     title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
     return [
         drawing.grid(model.spec, made, folder / "manifold.png", title),
@@ -140,7 +140,7 @@ def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> lis
     index = examples.some(n)
     x, y = examples.at(index)
     z = model.encode(x, y).mean
-    made = torch.stack([model.decode(z, torch.full((len(z),), k)).mean.cpu() for k in range(classes)])
+    made = torch.stack([model.picture(model.decode(z, torch.full((len(z),), k))).cpu() for k in range(classes)])
     rows = [x.cpu(), *made][: drawing.ROWS]
     names = ["data", *(model.spec.names or ())][: drawing.ROWS]
     return [
@@ -166,7 +166,7 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
     made = []
     for start in range(0, len(z), MANY):
         p = model.decode(z[start : start + MANY], None if y is None else y[start : start + MANY])
-        made.append((p.mean if means else p.sample()).cpu())
+        made.append((model.picture(p) if means else p.sample()).cpu())
     x = torch.cat(made)
     return [
         drawing.grid(model.spec, list(x[: 32 * COLUMNS].split(COLUMNS)), folder / "decoded.png", "decoded codes"),
@@ -179,6 +179,11 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
 
     What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
     """
+    if "sees x" in model.vae.likelihood.gives:
+        raise UserError(
+            "task=impute: p(x|z) of this run gives each pixel those before it alone; runs of another likelihood are "
+            "allowed"
+        )
     index = examples.some(n)
     x, y = examples.at(index)
     known = read_mask(mask, model, len(x)).to(x.device)
@@ -245,6 +250,11 @@ def _scores_over_classes(
     columns: dict[str, list[Any]] = {f"{score}_{how}": [f"{s:.6g}" for s in each] for how, each in found.items()}
     columns["class"] = [model.spec.names[k] for k in by_class.argmax(-1).tolist()]
     return found[over_classes], columns
+
+
+def _word(model: Trained, means: bool) -> str:
+    """Return what is shown of p(x|z): mean or draw."""
+    return str(model.vae.likelihood.display) if means else "draw"
 
 
 def _conditions(model: Trained, condition: Any, n: int) -> tuple[Any, list[str]]:
