@@ -158,7 +158,7 @@ def _elbo(session: Session) -> dict[str, Any]:
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
-    bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood)
+    bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood, session.data.observed)
     return found | ({} if bits is None else {"bits_per_dim": bits})
 
 
@@ -179,7 +179,7 @@ def _log_likelihood(session: Session) -> dict[str, Any]:
         )
     session.draw("log_likelihood", lambda path: figures.log_likelihood(estimate, path))
     found: dict[str, Any] = metrics.numbers(estimate, session.evaluation(), len(session.data))
-    bits = metrics.bits_per_dim(estimate.mean, session.spec, session.vae.likelihood)
+    bits = metrics.bits_per_dim(estimate.mean, session.spec, session.vae.likelihood, session.data.observed)
     found |= {} if bits is None else {"log_likelihood_bits_per_dim": bits}
     return found | {"bound_by_samples": estimate.curve, "posterior_gap_stderr": estimate.gap_stderr}
 
@@ -229,6 +229,8 @@ def _quality(session: Session) -> dict[str, Any]:
 
     if session.labels(session.data).ndim != 1 or (session.spec.classes or 0) < 2:
         raise NotApplicable("not computed, its classifier needs classes")
+    if session.spec.missing:
+        raise NotApplicable("not computed, its classifier sees whole examples")
     if min(len(session.train), 2 * len(session.data)) < 20:
         raise NotApplicable("not computed, there are too few examples")
     return metrics.quality(
@@ -241,6 +243,8 @@ def _fid(session: Session) -> dict[str, Any]:
 
     if len(session.spec.shape) not in (2, 3) or not session.spec.unit:
         raise NotApplicable("not computed, Inception sees pictures alone")
+    if session.spec.missing:
+        raise NotApplicable("not computed, Inception sees whole pictures")
     try:
         return metrics.inception_fid(session.vae, session.data, seed=session.settings.seed)
     except OSError as error:

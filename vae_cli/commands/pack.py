@@ -106,6 +106,8 @@ def _splits(data: Data) -> Splits:
     from vae_cli.data.examples import Feed, carve
     from vae_cli.parts import assemble, name_of
 
+    if data.missing != "refused":
+        raise UserError(f"data.missing={data.missing}: shards hold no missing values; refused is allowed")
     splits = carve(assemble("data", data), valid=data.valid or 0, test=data.test, seed=data.seed)
     for note in splits.notes:
         print(f"warning: {note}", file=sys.stderr)

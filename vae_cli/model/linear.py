@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import torch
 from torch import Tensor
 
 from vae_cli.config.types import Widths
@@ -28,6 +27,7 @@ class Linear(Model):
         outputs: P, decoder outputs for each element of x.
         hidden: widths of the encoder's hidden layers (ReLU); none for an affine encoder.
 
+    >>> import torch
     >>> model = Linear(shape=(5,), shown=(2, 5), latent_shape=(2,), condition_dim=0, outputs=1, hidden=[16])
     >>> model.encode(torch.zeros(3, 2, 5), None).shape
     torch.Size([3, 16])

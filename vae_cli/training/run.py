@@ -324,7 +324,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
             results[split] = result = metrics.evaluate(vae, data, samples=draws)
             shown, shown_result, shown_split = data, result, split
             summary |= result.scalars(split)
-            bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood)
+            bits = metrics.bits_per_dim(result.elbo, spec, vae.likelihood, data.observed)
             summary |= {} if bits is None else {f"{split}/bits_per_dim": bits}
     summary |= _named(shown_split, _beyond(config, effort, vae, shown, shown_result, reporter))
     if config.score not in summary and trainer.valid is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vae_cli.api import Trained, class_number
 from vae_cli.batch import Batch
-from vae_cli.commands.generate import latent, samplers
+from vae_cli.commands.generate import imputation, latent, samplers
 from vae_cli.commands.generate.sources import Examples, read_codes, read_mask
 from vae_cli.report import drawing, pictures
 from vae_cli.system.disk import whole, write_csv
@@ -174,26 +174,55 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
     ]
 
 
-def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: int, steps: int) -> list[Path]:
-    """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014).
-
-    What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
-    """
-    index = examples.some(n)
+def impute(
+    model: Trained, folder: Path, *, examples: Examples, method: str, mask: str, n: int | None, samples: int, steps: int
+) -> list[Path]:
+    """Fill in the missing elements of n examples: those that are NaN, and those that a mask hides."""
+    index = examples.some(len(examples) if n is None else n)
     x, y = examples.at(index)
-    known = read_mask(mask, model, len(x)).to(x.device)
-    filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
-    for _ in range(steps):
-        p = model.decode(model.vae.encode(Batch(model.spec.standardize(filled), y)).sample(), y)
-        filled = torch.where(known, x, p.sample())
-    final = torch.where(known, x, p.mean)
-    grey = torch.where(known, x, torch.full_like(x, model.middle))
-    rows = [part for three in zip(*(t.split(COLUMNS) for t in (grey, final, x)), strict=True) for part in three]
-    names = ["given", "imputed", "truth"] * (len(rows) // 3)
+    known = _known(model, x, mask)
+    batch = Batch(model.spec.standardize(x).masked_fill(~known, 0.0), y, known)
+    found: dict[str, Any] = {}
+    if method == "gibbs":
+        _, made = imputation.by_turns(model.vae, batch, steps=steps)
+    elif "sees x" in model.vae.likelihood.gives:
+        raise UserError(f"task.method={method}: the run's likelihood sees all of x; gibbs is allowed")
+    else:
+        made, effective = imputation.by_importance(model.vae, batch, samples=samples, steps=steps)
+        found["effective_samples"] = effective
+    final = torch.where(known, x, model.spec.restore(made))
+    rows, names = _imputed_rows(x, known, final)
+    title = f"missing values by {'importance sampling' if found else f'{steps} turns of draws'}"
     return [
-        drawing.grid(model.spec, rows[:30], folder / "imputed.png", f"missing values after {steps} steps", names[:30]),
-        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index),
+        drawing.grid(model.spec, rows[:30], folder / "imputed.png", title, names[:30]),
+        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index, **found),
     ]
+
+
+def _known(model: Trained, x: Tensor, mask: str) -> Tensor:
+    """Return which elements of x [n, *shape] are given: those that are there, and that the mask leaves.
+
+    Raises:
+        UserError: nothing is left to fill in.
+    """
+    known = ~x.isnan()
+    if mask == "auto":
+        mask = "none" if model.spec.missing or not bool(known.all()) else "left"
+    if mask != "none":
+        known = known & read_mask(mask, model, len(x)).to(x.device)
+    if bool(known.all()):
+        raise UserError("task.mask: no value of these examples is missing; left, right, top, bottom, random or a file "
+                        "hides some")  # fmt: skip
+    return known
+
+
+def _imputed_rows(x: Tensor, known: Tensor, final: Tensor) -> tuple[list[Tensor], list[str]]:
+    """Return rows of what was given (gaps are NaN), what was made of it, and of the truth where there is any."""
+    shown = {"given": x.masked_fill(~known, math.nan), "imputed": final, "truth": x}
+    if bool(x[~known].isnan().all()):
+        del shown["truth"]
+    rows = [part for parts in zip(*(t.split(COLUMNS) for t in shown.values()), strict=True) for part in parts]
+    return rows, list(shown) * (len(rows) // len(shown))
 
 
 def anomaly(
