@@ -226,7 +226,7 @@ def _in_memory(path: str, x: np.ndarray, holes: bool = False) -> tuple[Tensor, i
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
     if not (np.isfinite(values) | missing).all():
-        _refuse_infinite(path, np.where(missing, 0.0, values), 0)
+        _refuse_infinite(path, np.where(missing, 0.0, values), 0, holes=holes)
     return torch.from_numpy(values), levels
 
 
@@ -292,12 +292,12 @@ def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
     return low, high, binary
 
 
-def _refuse_infinite(path: str, values: np.ndarray, first: int) -> None:
+def _refuse_infinite(path: str, values: np.ndarray, first: int, *, holes: bool = False) -> None:
     bad = first + int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
-    hint = ", or NaN for missing ones with data.missing=observed" if np.isnan(values).any() else ""
+    hint = ", or NaN for missing ones with data.missing=observed," if np.isnan(values).any() else ""
+    given, hint = ("infinity", " and NaN") if holes else ("NaN, infinity", hint)
     raise UserError(
-        f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); "
-        f"finite numbers{hint} are allowed"
+        f"data.path={path}: {given} or beyond float32 in `x` (first in example {bad}); finite numbers{hint} are allowed"
     )
 
 

@@ -99,7 +99,7 @@ def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
     """Return a task's settings, with examples in place of where they come from."""
     from vae_cli.commands.generate.sources import examples_of
 
-    arguments = settings.task.arguments
+    arguments = settings.task.settings
     if "examples" in inspect.signature(task).parameters:
         arguments["examples"] = examples = examples_of(model, arguments.pop("split"), arguments.pop("source"))
         if "over_classes" not in arguments:
