@@ -32,6 +32,7 @@ TITLES = {
 BLUE, ORANGE = "#2f7fc1", "#d1741a"  # of PNG files; a page has its own two, for light and for dark
 NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
 LISTED = 20  # classes that a legend lists at most
+MISSING = "0.6"  # the grey of missing elements: on no colour map of values
 LONGEST = 24  # letters of a class name beside a picture or in a legend
 LONG = 80  # letters of the settings that name a run
 CURVES = 8  # curves that a legend names; more of them would cover the figure
@@ -108,6 +109,9 @@ def heat_map(x: Tensor, spec: Spec, title: str, rows: Sequence[str] = (), *, wid
     figure = Figure(figsize=(width, min(9.0, max(2.6, 0.11 * len(image) + 1.4))), layout="constrained")
     axes = figure.add_subplot()
     low, high, colours, meaning = _scale(spec)
+    missing = lines.isnan()
+    if bool((missing.any(-1) & ~missing.all(-1)).any()):
+        axes.set_facecolor(MISSING)
     drawn = axes.imshow(
         image.numpy(), aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high, rasterized=True
     )

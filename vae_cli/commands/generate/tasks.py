@@ -8,17 +8,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vae_cli.api import Trained, class_number
-from vae_cli.batch import Batch
-from vae_cli.commands.generate import imputation, latent, samplers
-from vae_cli.commands.generate.sources import Examples, read_codes, read_mask
+from vae_cli.commands.generate import latent, samplers
+from vae_cli.commands.generate.impute import impute
+from vae_cli.commands.generate.saving import save
+from vae_cli.commands.generate.sources import Examples, read_codes
 from vae_cli.report import drawing, pictures
-from vae_cli.system.disk import whole, write_csv
+from vae_cli.system.disk import write_csv
 from vae_cli.system.errors import UserError
+
+__all__ = [
+    "anomaly",
+    "decode",
+    "encode",
+    "impute",
+    "interpolate",
+    "manifold",
+    "reconstruct",
+    "sample",
+    "transfer",
+    "traverse",
+]
 
 COLUMNS = drawing.COLUMNS
 MANY = 1000  # examples at once
@@ -49,7 +62,7 @@ def sample(
     title = f"{'means of' if means else 'draws of'} p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
     return [
         drawing.grid(model.spec, shown[:32], folder / "samples.png", title, names[:32]),
-        _save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
+        save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
     ]
 
 
@@ -62,7 +75,7 @@ def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, mea
     path, names = folder / "reconstructions.png", ("data", "mean of p(x|z)" if means else "draw of p(x|z)")
     return [
         drawing.pairs(model.spec, x, made, path, "reconstructions", names),
-        _save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
+        save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
     ]
 
 
@@ -85,7 +98,7 @@ def interpolate(
     return [
         drawing.grid(model.spec, made, folder / "interpolation.png", title, names),
         drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
-        _save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
+        save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
     ]
 
 
@@ -106,7 +119,7 @@ def traverse(
     return [
         drawing.grid(model.spec, made, folder / "traversal.png", title, names),
         drawing.animation_of_rows(model.spec, made, folder / "traversal.gif"),
-        _save(folder / "traversal.npz", x=torch.stack(made), dimensions=order),
+        save(folder / "traversal.npz", x=torch.stack(made), dimensions=order),
     ]
 
 
@@ -128,7 +141,7 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | lis
     title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
     return [
         drawing.grid(model.spec, made, folder / "manifold.png", title),
-        _save(folder / "manifold.npz", x=torch.stack(made), z=z),
+        save(folder / "manifold.npz", x=torch.stack(made), z=z),
     ]
 
 
@@ -145,7 +158,7 @@ def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> lis
     names = ["data", *(model.spec.names or ())][: drawing.ROWS]
     return [
         drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
-        _save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
+        save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
     ]
 
 
@@ -157,7 +170,7 @@ def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
         locs.append(q.mean.cpu())
         scales.append(_deviation(q).cpu())
     labels = {} if examples.y is None else {"y": examples.y}
-    return [_save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
+    return [save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
 
 
 def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
@@ -170,59 +183,8 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
     x = torch.cat(made)
     return [
         drawing.grid(model.spec, list(x[: 32 * COLUMNS].split(COLUMNS)), folder / "decoded.png", "decoded codes"),
-        _save(folder / "decoded.npz", x=x),
+        save(folder / "decoded.npz", x=x),
     ]
-
-
-def impute(
-    model: Trained, folder: Path, *, examples: Examples, method: str, mask: str, n: int | None, samples: int, steps: int
-) -> list[Path]:
-    """Fill in the missing elements of n examples: those that are NaN, and those that a mask hides."""
-    index = examples.some(len(examples) if n is None else n)
-    x, y = examples.at(index)
-    known = _known(model, x, mask)
-    batch = Batch(model.spec.standardize(x).masked_fill(~known, 0.0), y, known)
-    found: dict[str, Any] = {}
-    if method == "gibbs":
-        _, made = imputation.by_turns(model.vae, batch, steps=steps)
-    elif "sees x" in model.vae.likelihood.gives:
-        raise UserError(f"task.method={method}: the run's likelihood sees all of x; gibbs is allowed")
-    else:
-        made, effective = imputation.by_importance(model.vae, batch, samples=samples, steps=steps)
-        found["effective_samples"] = effective
-    final = torch.where(known, x, model.spec.restore(made))
-    rows, names = _imputed_rows(x, known, final)
-    title = f"missing values by {'importance sampling' if found else f'{steps} turns of draws'}"
-    return [
-        drawing.grid(model.spec, rows[:30], folder / "imputed.png", title, names[:30]),
-        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index, **found),
-    ]
-
-
-def _known(model: Trained, x: Tensor, mask: str) -> Tensor:
-    """Return which elements of x [n, *shape] are given: those that are there, and that the mask leaves.
-
-    Raises:
-        UserError: nothing is left to fill in.
-    """
-    known = ~x.isnan()
-    if mask == "auto":
-        mask = "none" if model.spec.missing or not bool(known.all()) else "left"
-    if mask != "none":
-        known = known & read_mask(mask, model, len(x)).to(x.device)
-    if bool(known.all()):
-        raise UserError("task.mask: no value of these examples is missing; left, right, top, bottom, random or a file "
-                        "hides some")  # fmt: skip
-    return known
-
-
-def _imputed_rows(x: Tensor, known: Tensor, final: Tensor) -> tuple[list[Tensor], list[str]]:
-    """Return rows of what was given (gaps are NaN), what was made of it, and of the truth where there is any."""
-    shown = {"given": x.masked_fill(~known, math.nan), "imputed": final, "truth": x}
-    if bool(x[~known].isnan().all()):
-        del shown["truth"]
-    rows = [part for parts in zip(*(t.split(COLUMNS) for t in shown.values()), strict=True) for part in parts]
-    return rows, list(shown) * (len(rows) // len(shown))
 
 
 def anomaly(
@@ -324,10 +286,3 @@ def _deviation(q: Any) -> Tensor:
         return q.stddev
     except NotImplementedError:
         return q.sample((64,)).std(0)
-
-
-def _save(path: Path, **arrays: Any) -> Path:
-    plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
-    with whole(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **plain)
-    return path
