@@ -6,7 +6,6 @@ they were before standardising.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -96,9 +95,8 @@ class Trained:
         """Return a split of the run's own data, on the CPU: see `load_data`."""
         dataset = finished.data_of(self.run, self.folder)
         examples = finished.split_of(dataset, split, torch.device("cpu"), self.config.data.seed)
-        x, y, known = examples.batch(slice(0, len(examples)))
-        x = self.spec.restore(x)
-        return x if known is None else x.masked_fill(~known, math.nan), y
+        batch = examples.batch(slice(0, len(examples)))
+        return self.spec.restore(batch.gapped), batch.y
 
     @property
     def conditional(self) -> bool:
@@ -109,11 +107,6 @@ class Trained:
     def bounded(self) -> bool:
         """Whether the data's own values are in [0, 1]."""
         return self.spec.mean is None and self.spec.unit
-
-    @property
-    def middle(self) -> float:
-        """The middle of the data's range, in their own units where they have one range."""
-        return 0.5 if self.bounded else 0.0
 
     @property
     def device(self) -> torch.device:
@@ -262,7 +255,8 @@ class Trained:
         given, shape = self._tensor(x), self.vae.shape
         finite = ~given.isinf() if self.spec.missing else given.isfinite()
         if len(given) == 0 or not bool(finite.all()):
-            raise ValueError("x is empty, or holds NaN or infinity")
+            told = "infinity" if self.spec.missing else "NaN or infinity (this model knows no missing values)"
+            raise ValueError(f"x is empty, or holds {told}")
         if given.shape[1:] != shape:
             one = "; of one example give x[None]" if given.shape == shape else ""
             raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed{one}")

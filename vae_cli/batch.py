@@ -6,6 +6,7 @@ it; data-parallel training puts its own functions in place of these when it star
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,19 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor | None = None
     known: Tensor | None = None
+
+    @property
+    def filled(self) -> Tensor:
+        """x [B, *shape] with the mean of what is known of each element where it is missing (0 where none is)."""
+        if self.known is None:
+            return self.x
+        total = torch.where(self.known, self.x, 0.0).sum(0)
+        return torch.where(self.known, self.x, total / self.known.sum(0).clamp(min=1))
+
+    @property
+    def gapped(self) -> Tensor:
+        """x [B, *shape] with NaN where it is missing."""
+        return self.x if self.known is None else self.x.masked_fill(~self.known, math.nan)
 
     def rows(self, index: slice | Tensor) -> Batch:
         """Return some of the examples."""

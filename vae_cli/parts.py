@@ -95,7 +95,8 @@ def build(config: Config, spec: Spec) -> VAE:
     facts = {"condition_dim": conditioning.dim, "shape": spec.shape, "low": spec.low, "high": spec.high}
 
     def prior(latent: Latent, **more: Any) -> Any:
-        return assemble("prior", config.prior, encoder=Encoder(model, likelihood.shown, latent), **facts, **more)
+        encoder = Encoder(model, likelihood.shown, latent, missing=spec.missing)
+        return assemble("prior", config.prior, encoder=encoder, **facts, **more)
 
     latent = assemble(
         "latent",
@@ -112,6 +113,7 @@ def build(config: Config, spec: Spec) -> VAE:
         conditioning=conditioning,
         shape=spec.shape,
         log_std=spec.log_std,
+        missing=spec.missing,
     )
 
 

@@ -47,6 +47,7 @@ class VAE(nn.Module):
         shape: of one example.
         log_std: log of what each element of standardised data was divided by [D]; empty where they were not. log p(x)
             is then that of the data's own values.
+        missing: whether the encoder is shown which elements of x are known.
     """
 
     log_std: Tensor | None
@@ -60,6 +61,7 @@ class VAE(nn.Module):
         conditioning: nn.Module,
         shape: tuple[int, ...],
         log_std: Sequence[float] = (),
+        missing: bool = False,
     ):
         super().__init__()
         self.model: Any
@@ -67,7 +69,7 @@ class VAE(nn.Module):
         self.likelihood: Any
         self.model, self.latent = model, latent
         self.likelihood, self.conditioning, self.shape = likelihood, conditioning, tuple(shape)
-        self.log_volume = sum(log_std)
+        self.log_volume, self.missing = sum(log_std), missing
         own = torch.tensor(log_std).view(self.shape) if log_std else None
         self.register_buffer("log_std", own, persistent=False)
         self.encoder = Encoder(model, likelihood.shown, latent)
@@ -100,11 +102,11 @@ class VAE(nn.Module):
     def initialize(self, batch: Batch) -> None:
         """Let the parts that want to start from training examples do so."""
         if hasattr(self.latent.prior, "initialize"):
-            self.latent.prior.initialize(batch.x, self.conditioning(batch.y))
+            self.latent.prior.initialize(batch.filled, self.conditioning(batch.y))
         if getattr(self.model, "bias_from_data", False):
             if not hasattr(self.likelihood, "outputs_for"):
                 raise UserError("model.bias_from_data=true: no effect with this likelihood; bernoulli is allowed")
-            self.model.readout.bias.copy_(self.likelihood.outputs_for(batch.x.mean(0)).flatten())
+            self.model.readout.bias.copy_(self.likelihood.outputs_for(batch.filled.mean(0)).flatten())
 
     def encode(self, batch: Batch) -> Distribution:
         """Return q(z|x,c), batch [B], event [D]."""

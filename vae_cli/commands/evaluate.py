@@ -220,6 +220,8 @@ def _quality(session: Session) -> dict[str, Any]:
 
     if session.labels(session.data).ndim != 1 or (session.spec.classes or 0) < 2:
         raise NotApplicable("not computed, its classifier needs classes")
+    if session.spec.missing:
+        raise NotApplicable("not computed, its classifier sees whole examples")
     if min(len(session.train), 2 * len(session.data)) < 20:
         raise NotApplicable("not computed, there are too few examples")
     return metrics.quality(
@@ -232,6 +234,8 @@ def _fid(session: Session) -> dict[str, Any]:
 
     if len(session.spec.shape) not in (2, 3) or not session.spec.unit:
         raise NotApplicable("not computed, Inception sees pictures alone")
+    if session.spec.missing:
+        raise NotApplicable("not computed, Inception sees whole pictures")
     try:
         return metrics.inception_fid(session.vae, session.data, seed=session.settings.seed)
     except OSError as error:

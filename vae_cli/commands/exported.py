@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vae_cli.api import Trained
@@ -9,7 +10,7 @@ from vae_cli.batch import Batch
 
 
 class Encoder(nn.Module):
-    """x (and y) → mean and scale of q(z|x), each [B, D]."""
+    """x (and y) → mean and scale of q(z|x), each [B, D]; NaN is a missing value where the run knows such."""
 
     def __init__(self, model: Trained):
         super().__init__()
@@ -17,8 +18,12 @@ class Encoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Encode x [B, *shape]."""
-        x, *labels = inputs
-        q = self.vae.encode(Batch(self.spec.standardize(x), *labels))
+        given, *labels = inputs
+        x, known, y = self.spec.standardize(given), None, labels[0] if labels else None
+        if self.spec.missing:
+            known = ~given.isnan()
+            x = torch.where(known, x, 0.0)
+        q = self.vae.encode(Batch(x, y, known))
         return q.mean, q.stddev
 
 

@@ -106,6 +106,8 @@ def _splits(data: Data) -> Splits:
     from vae_cli.data.examples import Feed, carve
     from vae_cli.parts import assemble, name_of
 
+    if data.missing != "refused":
+        raise UserError(f"data.missing={data.missing}: shards hold no missing values; refused is allowed")
     splits = carve(assemble("data", data), valid=data.valid or 0, test=data.test, seed=data.seed)
     if isinstance(splits.train, Feed):
         raise UserError(f"data={name_of('data', data)}: a stream has no examples to choose from; data.streaming=false, "

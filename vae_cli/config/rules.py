@@ -21,6 +21,7 @@ from vae_cli.config.run import Config
 from vae_cli.config.signatures import signature
 from vae_cli.system.errors import UserError
 
+SEES = "sees x"  # the fact of a likelihood whose network is given x, all of it
 TWO_DIMENSIONS, VALIDATION, EAGER = "two dimensions", "validation", "eager"  # facts that settings give
 MISSING = "missing values"  # likewise
 BY_SETTINGS = {
@@ -148,6 +149,12 @@ def _refuse_settings(config: Config, given: dict[str, str]) -> None:
         beside = option_of("likelihood", config.likelihood.target)
         raise UserError(
             f"data.dequantize=true: has no effect with the masses of {beside}; {_not_giving('likelihood', 'mass')}"
+        )
+    if data.missing == "observed" and SEES in given:
+        beside = option_of("likelihood", config.likelihood.target)
+        raise UserError(
+            f"data.missing=observed: {beside} sees all of x, and has no likelihood of a part; "
+            f"{_not_giving(given[SEES], SEES)}"
         )
     if data.dequantize and data.binarize not in ("auto", "none"):
         raise UserError(f"data.dequantize=true: contradicts data.binarize={data.binarize}; auto or none is allowed")

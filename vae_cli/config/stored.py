@@ -24,6 +24,7 @@ NEW: dict[str, dict[str, Any]] = {  # settings likewise: of each source of data,
     "shards": {"resize": "crop"},
     "huggingface": {"resize": "crop"},
 }
+SINCE_OF: dict[str, dict[str, Any]] = {"vae_cli.model.linear.Linear": {"hidden": []}}  # and of other parts
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def modernise(settings: Mapping[str, Any]) -> dict[str, Any]:
         found["data"] = {**NEW[""], **NEW.get(_target(data).rpartition(".")[2], {}), **data}
     for group in GROUPS:
         if target := _target(found.get(group)):
-            found[group] = {**found[group], "_target_": modern(group, target)}
+            added = SINCE_OF.get(modern(group, target), {})
+            found[group] = {**added, **found[group], "_target_": modern(group, target)}
     return found
 
 

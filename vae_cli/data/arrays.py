@@ -31,7 +31,8 @@ def arrays(*, path: ExistingPath, labels: str | None, missing: Literal["refused"
 
     A large .npy is read in place, a batch at a time. Bytes are 256 grey levels (2 where no value exceeds 1); other
     whole numbers 0 … 255 shaped like pictures are as many as their largest needs; anything else becomes float32.
-    Channels may come last. Labels are classes (integers) or attribute vectors (two dimensions).
+    Channels may come last. Labels are classes (integers) or attribute vectors (two dimensions). With
+    missing=observed NaN stands for a missing value; such a file is read into memory.
     """
     x, y = read("data.path", Path(path))
     if labels is not None:
@@ -112,20 +113,32 @@ def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarra
 def _in_memory(path: str, x: np.ndarray, holes: bool = False) -> tuple[Tensor, int | None]:
     """Return the examples, uint8 where they have grey levels and float32 where not, and how many levels.
 
-    `holes` says that NaN stands for a missing value.
+    `holes` says that NaN stands for a missing value; examples with such are float32, binary ones as well.
     """
     _refuse_text(path, x)
+    missing = np.isnan(x) if holes and x.dtype.kind == "f" else np.zeros((), bool)
+    if missing.any():
+        _refuse_empty_rows(path, missing)
     levels = levels_of(x.dtype, x.shape[1:], float(x.min()), float(x.max()))
-    if levels is None and ((x == 0) | (x == 1)).all():
+    if levels is None and ((x == 0) | (x == 1) | missing).all():
         levels = 2
-    if levels is not None:
+    if levels is not None and not missing.any():
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8)), levels
     _refuse_coarse(path, x)
     with np.errstate(over="ignore"):
         values = np.ascontiguousarray(x, dtype=np.float32)
-    if not np.isfinite(np.where(np.isnan(x), 0.0, values) if holes else values).all():
-        _refuse_infinite(path, np.where(np.isnan(x), 0.0, values) if holes else values, 0)
-    return torch.from_numpy(values), None
+    if not (np.isfinite(values) | missing).all():
+        _refuse_infinite(path, np.where(missing, 0.0, values), 0, holes=holes)
+    return torch.from_numpy(values), levels
+
+
+def _refuse_empty_rows(path: str, missing: np.ndarray) -> None:
+    empty = missing.reshape(len(missing), -1).all(1)
+    if empty.any():
+        raise UserError(
+            f"data.path={path}: example {int(empty.argmax())} holds no value at all (one of {empty.sum()} such); "
+            "examples with at least one are allowed"
+        )
 
 
 def _refuse_text(path: str, x: np.ndarray) -> None:
@@ -135,8 +148,10 @@ def _refuse_text(path: str, x: np.ndarray) -> None:
 
 def _refuse_coarse(path: str, x: np.ndarray) -> None:
     """Refuse numbers that vary by less about their mean than float32 tells apart: times since 1970, say."""
-    if x.dtype.itemsize <= 4 or len(x) < 2 or not np.isfinite(x).all():
+    if x.dtype.itemsize <= 4 or len(x) < 2 or np.isinf(x).any():
         return
+    if np.isnan(x).any():  # missing values vary by nothing
+        x = np.where(np.isnan(x), np.ma.masked_invalid(x).mean(0).filled(0.0), x)
     with np.errstate(over="ignore", invalid="ignore"):
         size, spread = np.abs(x).max(0).astype(np.float64).ravel(), x.std(0, dtype=np.float64).ravel()
     coarse = (spread > 1e-12 * size) & (2.0**-24 * size > 0.01 * spread)
@@ -179,12 +194,12 @@ def _range(path: str, x: np.ndarray) -> tuple[float, float, bool]:
     return low, high, binary
 
 
-def _refuse_infinite(path: str, values: np.ndarray, first: int) -> None:
+def _refuse_infinite(path: str, values: np.ndarray, first: int, *, holes: bool = False) -> None:
     bad = first + int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
-    hint = ", or NaN for missing ones with data.missing=observed" if np.isnan(values).any() else ""
+    hint = ", or NaN for missing ones with data.missing=observed," if np.isnan(values).any() else ""
+    given, hint = ("infinity", " and NaN") if holes else ("NaN, infinity", hint)
     raise UserError(
-        f"data.path={path}: NaN, infinity or beyond float32 in `x` (first in example {bad}); "
-        f"finite numbers{hint} are allowed"
+        f"data.path={path}: {given} or beyond float32 in `x` (first in example {bad}); finite numbers{hint} are allowed"
     )
 
 

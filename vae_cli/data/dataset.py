@@ -98,7 +98,7 @@ def load(
     """
     splits = limited(carve(source, valid=valid or 0, test=test, seed=seed), limit, limit_train, seed)
     if missing == "observed":
-        _refuse_empty(splits)
+        splits = _with_missing(splits)
     described = replace(_describe(splits), features=splits.features, missing=missing == "observed")
     splits, raw = _standardize(standardize, splits, described, support)
     kind, spec = _choose(binarize, dequantize, raw, support)
@@ -132,26 +132,24 @@ def limited(splits: Splits, limit: int | None, limit_train: int | None, seed: in
     return replace(splits, **chosen)
 
 
-def _refuse_empty(splits: Splits) -> None:
-    """Refuse missing values where they cannot be, and rows or columns without a single value."""
-    if not isinstance(splits.train, Examples) or not isinstance(splits.train.x, Tensor) or not _is_real(splits):
-        raise UserError("data.missing=observed: has no effect on grey levels and streams; it is for real values")
-    for name in ("train", "valid", "test"):
-        part = getattr(splits, name)
-        empty_rows = [] if part is None else part.x.isnan().flatten(1).all(1).nonzero().flatten().tolist()
-        if empty_rows:
-            raise UserError(
-                f"data.missing=observed: {len(empty_rows)} {name} examples hold no value, the first is row "
-                f"{empty_rows[0]} of them; rows with at least one are allowed"
-            )
-    columns = splits.train.x.isnan().flatten(1).all(0).nonzero().flatten().tolist()
-    if columns:
-        shown = splits.features[columns[0]] if splits.features else f"column {columns[0]}"
-        raise UserError(f"data.missing=observed: {shown} has no value in any training example; leave it out")
+def _with_missing(splits: Splits) -> Splits:
+    """Return splits whose NaN are missing values, with a note where the training examples have none.
 
-
-def _is_real(splits: Splits) -> bool:
-    return splits.train.dtype != torch.uint8
+    Raises:
+        UserError: such data have no place for NaN, or an element of x has no value in any training example.
+    """
+    train = splits.train
+    if not isinstance(train, Examples) or not isinstance(train.x, Tensor) or train.dtype == torch.uint8:
+        raise UserError("data.missing=observed: has no effect on grey levels and streams; arrays with NaN are allowed")
+    missing = train.x.isnan().flatten(1)
+    if empty := missing.all(0).nonzero().flatten().tolist():
+        named = f"{splits.features[empty[0]]} (column {empty[0]})" if splits.features else f"column {empty[0]}"
+        more = f" (one of {len(empty)} such)" if len(empty) > 1 else ""
+        raise UserError(f"data.missing=observed: {named} has no value in any training example{more}; leave it out")
+    if missing.any():
+        return splits
+    note = "data.missing=observed, but no value is missing in training: the model never learns to do without one"
+    return replace(splits, notes=(*splits.notes, note))
 
 
 def _means(examples: Examples) -> list[float]:
@@ -180,7 +178,7 @@ def _describe(splits: Splits) -> Spec:
     if train.dtype != torch.uint8:
         parts = [part.bounds() for part in (train, splits.valid, splits.test) if part is not None]
         low, high = min(least for least, _ in parts), max(largest for _, largest in parts)
-        return Spec(train.shape, None, low, high, splits.names, train.attributes)
+        return Spec(train.shape, splits.levels, low, high, splits.names, train.attributes)  # levels: 2, or none
     if splits.levels is None:
         raise UserError("data: a source of uint8 examples must say how many levels they have")
     return Spec(train.shape, splits.levels, 0.0, 1.0, splits.names, train.attributes)

@@ -133,10 +133,13 @@ class Encoder:
         model: its `encode` gives features.
         shown: what the encoder is shown of x and of which elements are known.
         latent: features → the parameters of q.
+        missing: whether elements of x may be missing; of a pseudo-input none ever is.
     """
 
-    def __init__(self, model: Any, shown: Callable[[Tensor, Tensor | None], Tensor], latent: Latent):
-        self.model, self.shown, self.latent = model, shown, latent
+    def __init__(
+        self, model: Any, shown: Callable[[Tensor, Tensor | None], Tensor], latent: Latent, *, missing: bool = False
+    ):
+        self.model, self.shown, self.latent, self.missing = model, shown, latent, missing
 
     def parameters(self, x: Tensor, c: Tensor | None, known: Tensor | None = None) -> Tensor:
         """Return the parameters [B, P] of q(z|x,c) for x [B, *shape], conditions c [B, C] and known [B, *shape]."""
@@ -144,7 +147,8 @@ class Encoder:
             return self.latent.parameters_of(self.model.encode(self.shown(x, known), c)).to(x.dtype)
 
     def __call__(self, x: Tensor, c: Tensor | None) -> Distribution:
-        """Return q(z|x,c) of the top layer."""
+        """Return q(z|x,c) of the top layer, for x [B, *shape] of which all is known."""
+        known = torch.ones_like(x, dtype=torch.bool) if self.missing else None
         with autocast(self.model, x):
-            h = self.model.encode(self.shown(x, None), c).to(x.dtype)
+            h = self.model.encode(self.shown(x, known), c).to(x.dtype)
         return self.latent.top(h)

@@ -34,13 +34,18 @@ class Support:
         units = "in the data's own units" + (", standardised in training" if spec.mean else "")
         return f"log-density {'on discrete values' if spec.levels else 'of real values'}, {units}"
 
-    def bits_per_dim(self, elbo: float, spec: Any) -> float | None:
-        """Return −ELBO in bits for each element, or None where that means nothing.
+    def bits_per_dim(self, elbo: float, spec: Any, observed: float | None = None) -> float | None:
+        """Return −ELBO in bits for each element that was observed, or None where that means nothing.
 
         It means something for a mass over the very values of the data, and for the density of dequantised grey levels,
         where each level's cell has width 1/L: −ELBO / (D ln 2) + log2 L.
+
+        Args:
+            elbo: nats for an example, the mean.
+            spec: of the data.
+            observed: D, how many elements of an example were observed, in the mean; None for all.
         """
-        bits = -elbo / (spec.size * math.log(2.0))
+        bits = -elbo / ((spec.size if observed is None else observed) * math.log(2.0))
         if self.mass:
             return bits if self.is_mass_of(spec) else None
         return bits + math.log2(spec.dequantized) if spec.dequantized else None

@@ -144,6 +144,6 @@ def _sums(vae: VAE, batch: Batch, samples: int, at_once: int) -> tuple[list[Tens
     return [term.sum(0) for term in terms], output.draw.layers
 
 
-def bits_per_dim(elbo: float, spec: Spec, likelihood: Any) -> float | None:
-    """Return −ELBO in bits for each element, or None where that means nothing (see `Support.bits_per_dim`)."""
-    return likelihood.support.bits_per_dim(elbo, spec)
+def bits_per_dim(elbo: float, spec: Spec, likelihood: Any, observed: float | None = None) -> float | None:
+    """Return −ELBO in bits for each observed element, or None where that means nothing: see `Support.bits_per_dim`."""
+    return likelihood.support.bits_per_dim(elbo, spec, observed)

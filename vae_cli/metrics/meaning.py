@@ -60,9 +60,11 @@ def _of_columns(dataset: Dataset) -> list[str]:
     if len(spec.shape) != 1 or spec.levels is not None or spec.dequantized or examples is None:
         return []
     x = examples.some(max(10 * FEW_VALUES, ENTRIES // spec.size), seed=0).x[:]
-    values = 1 + (x.sort(0).values.diff(dim=0) != 0).sum(0)  # different ones, of each column
+    steps = x.sort(0).values.diff(dim=0)  # missing values come last, and their steps are NaN
+    values = 1 + ((steps != 0) & ~steps.isnan()).sum(0)  # different ones, of each column
     constant = (values == 1).nonzero().flatten().tolist()
-    few = ((values > 1) & (values <= FEW_VALUES) & (10 * values <= len(x))).nonzero().flatten().tolist()
+    observed = (~x.isnan()).sum(0)
+    few = ((values > 1) & (values <= FEW_VALUES) & (10 * values <= observed)).nonzero().flatten().tolist()
     found = []
     if constant and len(x) > 1:
         found.append(
@@ -93,8 +95,8 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
         likelihood: of the model.
         data: of the split.
     """
-    x = data.part(max(1, SEEN // spec.size)).batch(slice(None)).x
-    nats, what = _without_a_model(spec, likelihood, x)
+    some = data.part(max(1, SEEN // spec.size))
+    nats, what = _without_a_model(spec, likelihood, some.batch(slice(None)).gapped, some.observed)
     if not result.elbo + SURE * (0.0 if math.isnan(result.elbo_stderr) else result.elbo_stderr) < nats:
         return None
     return (
@@ -103,14 +105,21 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
     )
 
 
-def _without_a_model(spec: Spec, likelihood: Any, x: Tensor) -> tuple[float, str]:
-    """Return the mean log p(x) of elements that know nothing of one another, nats, and what they are."""
+def _without_a_model(spec: Spec, likelihood: Any, x: Tensor, observed: float) -> tuple[float, str]:
+    """Return the mean log p(x) of elements that know nothing of one another, nats, and what they are.
+
+    `observed` is the mean number of elements of an example x that are not NaN.
+    """
     if likelihood.support.mass:
         levels = spec.levels if likelihood.support.is_mass_of(spec) and spec.levels else 2
-        return -spec.size * math.log(levels), f"a uniform guess of {math.log2(levels):.3g} bits for each element"
+        return -observed * math.log(levels), f"a uniform guess of {math.log2(levels):.3g} bits for each element"
     if spec.unit and spec.mean is None:
         return 0.0, "a uniform density on [0, 1]"
-    std = x.double().std(0, correction=0)
-    log_std = torch.where(std > 0, std, torch.ones_like(std)).log().sum()
-    nats = -float(log_std) - 0.5 * spec.size * math.log(2.0 * math.pi * math.e) - spec.log_volume
-    return nats, "a Gaussian for each element"
+    std = (x.double() - x.double().nanmean(0)).square().nanmean(0).sqrt()
+    log_std = torch.where(std > 0, std, torch.ones_like(std)).log()
+    if spec.log_std:
+        log_std = log_std + torch.tensor(spec.log_std, dtype=log_std.dtype, device=x.device).view(spec.shape)
+    share = 1.0 - x.isnan().double().mean(0)  # of the examples that hold an element
+    return -float((share * log_std).sum()) - 0.5 * observed * math.log(2.0 * math.pi * math.e), (
+        "a Gaussian for each element"
+    )

@@ -95,5 +95,5 @@ class SplitMetrics:
         return {f"{self.split}/{key}": value for key, value in found.items()}
 
     def _bits(self, name: str, nats: float) -> dict[str, float]:
-        bits = bits_per_dim(nats, self.spec, self.vae.likelihood)
+        bits = bits_per_dim(nats, self.spec, self.vae.likelihood, self.data.observed)
         return {} if bits is None else {name: bits}

@@ -28,13 +28,14 @@ def grid(x: Tensor, spec: Spec, *, largest: int | None = LARGE) -> Tensor:
     """Lay pictures [rows, columns, *shape] out on a grid [H, W, 3], uint8, with a coloured rule between them.
 
     Values are scaled from the data's own range. Small pictures are magnified, and those beyond `largest` pixels a side
-    are reduced.
+    are reduced. Missing pixels (NaN) have the colour of the rule.
     """
     rows, columns = x.shape[:2]
     tiles = _bytes(_sized(_unit(x, spec).reshape(rows * columns, -1, *spec.shape[-2:]), largest))
     height, width = tiles.shape[-2:]
     gap = max(1, round(GAP * max(height, width)))
-    ruled = torch.tensor(RULE, dtype=torch.uint8).view(3, 1, 1).repeat(rows * columns, 1, height + gap, width + gap)
+    rule = torch.tensor(RULE, dtype=torch.uint8).view(3, 1, 1)
+    ruled = rule.repeat(rows * columns, 1, height + gap, width + gap)
     ruled[..., :height, :width] = tiles
     laid_out = ruled.view(rows, columns, 3, height + gap, width + gap).permute(0, 3, 1, 4, 2)
     return laid_out.flatten(0, 1).flatten(1, 2)[:-gap, :-gap]
@@ -72,7 +73,12 @@ def _reduced(x: Tensor, largest: int) -> Tensor:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return x.mul(255.0).round_().to(torch.uint8)
+    """Return values [N, C, H, W] in [0, 1] as bytes, NaN as the colour of the rule in every channel."""
+    missing = x.isnan()
+    if not missing.any():
+        return x.mul(255.0).round_().to(torch.uint8)
+    found = x.nan_to_num(0.0).mul(255.0).round_().to(torch.uint8).expand(-1, 3, -1, -1)
+    return torch.where(missing.any(1, keepdim=True), torch.tensor(RULE, dtype=torch.uint8).view(3, 1, 1), found)
 
 
 def spread(n: int, y: Tensor | None, most: int) -> Tensor:
@@ -105,7 +111,7 @@ def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
     """Return a mix of n examples above means (or draws) of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
     batch = mix(data, n)
     made = vae.likelihood.picture(vae.decode(vae.encode(batch).mean, batch.y))
-    return torch.stack([batch.x, made])
+    return torch.stack([batch.gapped, made])
 
 
 @torch.no_grad()

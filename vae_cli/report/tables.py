@@ -13,6 +13,8 @@ from torch import Tensor
 from vae_cli.data import Spec
 from vae_cli.report.figures import BLUE, ORANGE, literal, name_blocks
 
+MISSING = "0.6"  # the grey of missing elements: on no colour map of values
+
 
 def heat_map(x: Tensor, spec: Spec, title: str, rows: Sequence[str] = (), *, width: float = 10.0) -> Figure:
     """Draw rows of examples [rows, columns, *shape] that are no pictures, an example a line: its elements from left to
@@ -24,6 +26,9 @@ def heat_map(x: Tensor, spec: Spec, title: str, rows: Sequence[str] = (), *, wid
     figure = Figure(figsize=(width, min(9.0, max(2.6, 0.11 * len(image) + 1.4))), layout="constrained")
     axes = figure.add_subplot()
     low, high, colours, meaning = _scale(spec)
+    missing = lines.isnan()
+    if bool((missing.any(-1) & ~missing.all(-1)).any()):
+        axes.set_facecolor(MISSING)
     drawn = axes.imshow(
         image.numpy(), aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high, rasterized=True
     )

@@ -28,7 +28,7 @@ NUMBERS = {
     "traverse": ("dimensions", "steps"),
     "manifold": ("n",),
     "transfer": ("n",),
-    "impute": ("n",),
+    "impute": ("n", "samples"),
     "anomaly": ("samples",),
 }  # settings that a task's memory grows with
 

@@ -86,8 +86,10 @@ class Decode(Task):
 class Impute(Source):
     """Missing values."""
 
-    mask: ExistingPath | Literal["left", "right", "top", "bottom", "random"]
-    n: Count
+    method: Literal["importance", "gibbs"]
+    mask: ExistingPath | Literal["auto", "left", "right", "top", "bottom", "random"]
+    n: Count | None
+    samples: Count
     steps: Count
 
 

@@ -109,8 +109,11 @@ def _in_own_range(model: Trained, x: np.ndarray, given: str) -> Tensor:
         raise UserError(f"{given}: examples of type {x.dtype}; numbers are allowed")
     with np.errstate(over="ignore"):
         values = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+    if values.isinf().any():
+        raise UserError(f"{given}: infinity or beyond float32 in `x`; finite numbers are allowed")
     largest = _largest(model, x)
-    low, high = float(values.min()), float(values.max())
+    there = values[~values.isnan()]  # a missing value lies in no range
+    low, high = (float(there.min()), float(there.max())) if len(there) else (0.0, 0.0)
     if model.bounded and not (low >= -SLACK and high <= largest + SLACK):
         whole = f"integers 0 … {_levels(model) - 1}" if _levels(model) > 2 else "integers 0 and 1, bytes"
         raise UserError(f"{given}: values from {low:g} to {high:g}; {whole} or fractions in [0, 1] are allowed")
@@ -179,7 +182,7 @@ def _pictures(model: Trained, path: Path) -> Tensor:
 
 def _binary(model: Trained, x: Tensor) -> Tensor:
     """Return 0 or 1 where the model knows nothing else: grey values are cut at one half."""
-    return (x > 0.5).float() if model.spec.binary else x
+    return torch.where(x.isnan(), x, (x > 0.5).float()) if model.spec.binary else x
 
 
 def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:

@@ -8,17 +8,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vae_cli.api import Trained, class_number
-from vae_cli.batch import Batch
 from vae_cli.commands.generate import latent, samplers
-from vae_cli.commands.generate.sources import Examples, read_codes, read_mask
+from vae_cli.commands.generate.impute import impute
+from vae_cli.commands.generate.saving import save
+from vae_cli.commands.generate.sources import Examples, read_codes
 from vae_cli.report import drawing, pictures
-from vae_cli.system.disk import whole, write_csv
+from vae_cli.system.disk import write_csv
 from vae_cli.system.errors import UserError
+
+__all__ = [
+    "anomaly",
+    "decode",
+    "encode",
+    "impute",
+    "interpolate",
+    "manifold",
+    "reconstruct",
+    "sample",
+    "transfer",
+    "traverse",
+]
 
 COLUMNS = drawing.COLUMNS
 MANY = 1000  # examples at once
@@ -49,7 +62,7 @@ def sample(
     title = f"{_word(model, means)}s of p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
     return [
         drawing.grid(model.spec, shown[:32], folder / "samples.png", title, names[:32]),
-        _save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
+        save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
     ]
 
 
@@ -62,7 +75,7 @@ def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, mea
     path, names = folder / "reconstructions.png", ("data", f"{_word(model, means)} of p(x|z)")
     return [
         drawing.pairs(model.spec, x, made, path, "reconstructions", names),
-        _save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
+        save(folder / "reconstructions.npz", x=x, reconstruction=made, index=index),
     ]
 
 
@@ -85,7 +98,7 @@ def interpolate(
     return [
         drawing.grid(model.spec, made, folder / "interpolation.png", title, names),
         drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
-        _save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
+        save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
     ]
 
 
@@ -106,7 +119,7 @@ def traverse(
     return [
         drawing.grid(model.spec, made, folder / "traversal.png", title, names),
         drawing.animation_of_rows(model.spec, made, folder / "traversal.gif"),
-        _save(folder / "traversal.npz", x=torch.stack(made), dimensions=order),
+        save(folder / "traversal.npz", x=torch.stack(made), dimensions=order),
     ]
 
 
@@ -128,7 +141,7 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | lis
     title = "p(x|z) over the quantiles of N(0, I): z0 to the right, z1 upwards"
     return [
         drawing.grid(model.spec, made, folder / "manifold.png", title),
-        _save(folder / "manifold.npz", x=torch.stack(made), z=z),
+        save(folder / "manifold.npz", x=torch.stack(made), z=z),
     ]
 
 
@@ -145,7 +158,7 @@ def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> lis
     names = ["data", *(model.spec.names or ())][: drawing.ROWS]
     return [
         drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
-        _save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
+        save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
     ]
 
 
@@ -157,7 +170,7 @@ def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
         locs.append(q.mean.cpu())
         scales.append(_deviation(q).cpu())
     labels = {} if examples.y is None else {"y": examples.y}
-    return [_save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
+    return [save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
 
 
 def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
@@ -170,34 +183,7 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
     x = torch.cat(made)
     return [
         drawing.grid(model.spec, list(x[: 32 * COLUMNS].split(COLUMNS)), folder / "decoded.png", "decoded codes"),
-        _save(folder / "decoded.npz", x=x),
-    ]
-
-
-def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: int, steps: int) -> list[Path]:
-    """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014).
-
-    What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
-    """
-    if "sees x" in model.vae.likelihood.gives:
-        raise UserError(
-            "task=impute: p(x|z) of this run gives each pixel those before it alone; runs of another likelihood are "
-            "allowed"
-        )
-    index = examples.some(n)
-    x, y = examples.at(index)
-    known = read_mask(mask, model, len(x)).to(x.device)
-    filled = torch.where(known, x, model.decode(model.prior_sample(len(x), y), y).sample())
-    for _ in range(steps):
-        p = model.decode(model.vae.encode(Batch(model.spec.standardize(filled), y)).sample(), y)
-        filled = torch.where(known, x, p.sample())
-    final = torch.where(known, x, p.mean)
-    grey = torch.where(known, x, torch.full_like(x, model.middle))
-    rows = [part for three in zip(*(t.split(COLUMNS) for t in (grey, final, x)), strict=True) for part in three]
-    names = ["given", "imputed", "truth"] * (len(rows) // 3)
-    return [
-        drawing.grid(model.spec, rows[:30], folder / "imputed.png", f"missing values after {steps} steps", names[:30]),
-        _save(folder / "imputed.npz", x=x, imputed=final, known=known, index=index),
+        save(folder / "decoded.npz", x=x),
     ]
 
 
@@ -305,10 +291,3 @@ def _deviation(q: Any) -> Tensor:
         return q.stddev
     except NotImplementedError:
         return q.sample((64,)).std(0)
-
-
-def _save(path: Path, **arrays: Any) -> Path:
-    plain: dict[str, Any] = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in arrays.items()}
-    with whole(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **plain)
-    return path

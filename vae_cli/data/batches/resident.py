@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,6 +38,13 @@ class Resident:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @cached_property
+    def observed(self) -> float:
+        """How many elements of an example are known, in the mean: all of them, where none may be missing."""
+        if not self.missing or not isinstance(self.examples.x, Tensor):
+            return float(math.prod(self.examples.shape))
+        return float((~self.examples.x.isnan()).sum()) / len(self)
 
     def part(self, most: int, seed: int = 0) -> Resident:
         """Return at most so many of the examples, drawn at random, in their order."""
