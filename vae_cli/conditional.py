@@ -10,7 +10,11 @@ from vae_cli.system.errors import UserError
 
 
 class Unconditional(nn.Module):
-    """No condition: p(x)."""
+    """No condition: p(x).
+
+    >>> Unconditional()(None) is None
+    True
+    """
 
     dim = 0
 
@@ -29,6 +33,11 @@ class Label(nn.Module):
 
     Raises:
         UserError: there are neither classes nor attributes.
+
+    >>> import torch
+    >>> label = Label(classes=4, attributes=None, embedding=None)
+    >>> label(torch.tensor([1])).tolist(), label.dim  # scaled by √4
+    ([[0.0, 2.0, 0.0, 0.0]], 4)
     """
 
     gives = ("labels",)

@@ -38,7 +38,12 @@ FORK = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # 
 PLAN = "index.json.begun"  # what is being packed, until it is whole
 BLOCK = 2**16  # bytes of small examples that make up one sample
 PICTURE = 2**12  # elements from which a picture is a sample of its own
-TRAINED_RAW = {"binarize": "none", "dequantize": False, "standardize": False}  # shards hold what the source gives
+TRAINED_RAW = {
+    "binarize": "none",
+    "dequantize": False,
+    "standardize": False,
+    "missing": "refused",
+}  # as the source gives them
 
 
 def main() -> None:

@@ -22,6 +22,14 @@ class Linear(Model):
         latent_shape: of one code; its elements are flattened to D.
         condition_dim: C, dimensions of the condition; 0 for none.
         outputs: P, decoder outputs for each element of x.
+
+    >>> import torch
+    >>> model = Linear(
+    ...     shape=(4, 4), shown=(4, 4), latent_shape=(3,), condition_dim=0, outputs=2
+    ... )
+    >>> h = model.encode(torch.zeros(5, 4, 4), None)
+    >>> h.shape, model.decode(torch.zeros(5, 3), None).shape
+    (torch.Size([5, 16]), torch.Size([5, 2, 4, 4]))
     """
 
     def __init__(

@@ -38,6 +38,14 @@ class Penalty:
         weight: β.
         free_bits: λ, nats for each latent dimension.
         target: C, nats, or None.
+
+    >>> from vae_cli.latent import Draw
+    >>> from vae_cli.distribution import diagonal
+    >>> q = diagonal(torch.zeros(5, 2), torch.ones(5, 2))
+    >>> kl = torch.tensor([[0.1, 3.0]]).expand(5, 2)
+    >>> draw = Draw(z=q.rsample((1,)), q=q, p=q, kl=kl, layers=((2, 2),), parameters=torch.zeros(5, 4))
+    >>> [round(float(each(draw)), 4) for each in (Penalty(), Penalty(free_bits=0.5), Penalty(weight=4.0, target=3.0))]
+    [3.1, 3.5, 0.4]
     """
 
     weight: Tensor | float = 1.0
@@ -65,6 +73,17 @@ class Objective(nn.Module):
         extra: names of the terms reported besides ELBO, reconstruction and KL.
         selection: name of the number that the best weights are chosen by, `valid/…`: elbo, or bound (of `samples`).
         joins: whether the loss joins the examples of a batch, other than by a mean: it then sees those of all ranks.
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose(), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> class Reconstruction(Objective):
+    ...     def loss(self, vae, output, penalty):
+    ...         return -output.log_likelihood.mean(), {}
+    >>> terms = Reconstruction(samples=1)(vae, Batch(torch.ones(5, 4)), Penalty())
+    >>> bool(terms.loss == -terms.reconstruction)
+    True
     """
 
     extra: tuple[str, ...] = ()

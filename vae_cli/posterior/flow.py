@@ -22,6 +22,16 @@ class Flow(Posterior):
         transforms: autoregressive transforms; the order of the dimensions turns around from one to the next.
         hidden: widths of the hidden layers of each transform's network.
         context: width of the context.
+
+    >>> import torch
+    >>> posterior = Flow(
+    ...     head=lambda outputs, extra: torch.nn.Linear(8, outputs * 3 + extra), latent_dim=3, transforms=1, hidden=[8],
+    ...     context=4,
+    ... )
+    >>> q = posterior(torch.zeros(5, 8))
+    >>> z = q.rsample()
+    >>> z.shape, q.log_prob(z).shape
+    (torch.Size([5, 3]), torch.Size([5]))
     """
 
     gives = ("gaussian",)

@@ -29,6 +29,15 @@ class Vamp(nn.Module):
         high: the highest.
         components: K.
         start: `data`: pseudo-inputs start as training examples; `noise`: as noise around the training mean.
+
+    >>> from vae_cli.distribution import diagonal
+    >>> prior = Vamp(
+    ...     encoder=lambda x, c: diagonal(x[:, :2], torch.ones(len(x), 2)), shape=(4,), condition_dim=0, low=0.0,
+    ...     high=1.0, components=7, start="data",
+    ... )
+    >>> prior.initialize(torch.rand(100, 4), None)
+    >>> prior.inputs.shape, prior().sample((5,)).shape
+    (torch.Size([7, 4]), torch.Size([5, 2]))
     """
 
     needs = {"cheap density": "the densities of such a posterior at every pseudo-input would take minutes a step"}
