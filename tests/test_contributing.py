@@ -62,5 +62,6 @@ def test_the_worked_examples_train_and_are_checked_like_our_own(tmp_path):
     *summaries, first, second, third, fourth = json.loads(done.stdout.splitlines()[-1])
     assert [summary["steps"] for summary in summaries] == [2, 2, 2, 2]
     assert summaries[0]["measure"] == "log-mass of counts"
+    assert "guess" not in str(summaries[0].get("warnings"))
     for line, told in zip(WRONG.values(), (first, second, third, fourth), strict=True):
         assert told == line

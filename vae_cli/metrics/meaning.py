@@ -106,6 +106,8 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
 def _without_a_model(spec: Spec, likelihood: Any, x: Tensor) -> tuple[float, str]:
     """Return the mean log p(x) of elements that know nothing of one another, nats, and what they are."""
     if likelihood.support.mass:
+        if likelihood.support.is_mass_of(spec) and not spec.levels:
+            return -math.inf, "a guess"  # a mass on values without number, counts: no guess is uniform
         levels = spec.levels if likelihood.support.is_mass_of(spec) and spec.levels else 2
         return -spec.size * math.log(levels), f"a uniform guess of {math.log2(levels):.3g} bits for each element"
     if spec.unit and spec.mean is None:
