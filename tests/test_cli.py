@@ -157,7 +157,7 @@ MISTAKES = {
     "support = Real()": (
         'support = "real"',
         "likelihood=student.StudentT: its `support` is a vae_cli.likelihood.support.Support",
-    ),  # fmt: skip
+    ),
     "return Independent(p, event_dims, validate_args=False)": ("return p", "log_prob(x) has shape [1, 2, 12, 12]"),
     "import torch\n": ("import torch)\n", "cannot be imported (SyntaxError: unmatched ')' (student.py, line 1))"),
     "class StudentT": ("class Student_T", "student has no StudentT; did you mean Student_T?"),

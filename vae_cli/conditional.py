@@ -50,9 +50,7 @@ class Label(nn.Module):
         if classes == 1:
             raise UserError("conditional=label: has no effect, the data have one class alone")
         self.classes, self.dim = classes, embedding or width
-        self.scale = (
-            float(classes or 1) ** 0.5
-        )  # entries of mean square one, like those of z: c is heard from the start
+        self.scale = float(classes or 1) ** 0.5  # entries of mean square one, like those of z: c matters from the start
         self.map = nn.Linear(width, embedding, bias=False) if embedding else nn.Identity()
 
     def forward(self, y: Tensor | None) -> Tensor:

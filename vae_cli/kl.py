@@ -1,7 +1,7 @@
 """Schedules of the KL weight: pure functions of the epoch (a float: steps / steps per epoch). No torch.
 
 A schedule answers `weight(epoch)`, the factor of the KL term, and `target(epoch)`, the KL in nats that the term pulls
-towards, or None where less is simply better.
+towards, or None where the KL is only to be small.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Constant:
         self.final_weight, self.free_bits = weight, free_bits
 
     def ramp(self, epoch: float) -> float:
-        """Return the fraction of the final weight in force, in [0, 1]."""
+        """Return the current weight as a fraction of the final one, in [0, 1]."""
         return 1.0
 
     def weight(self, epoch: float) -> float:

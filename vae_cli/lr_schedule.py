@@ -27,7 +27,7 @@ class ConstantLR:
         return 1.0
 
     def observe(self, score: float) -> None:
-        """Take note of a validation: of valid/elbo, or valid/bound where the objective has a tighter one."""
+        """Record a validation's score: valid/elbo, or valid/bound where the objective has a tighter bound."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

@@ -1,4 +1,4 @@
-"""Adam and AdamW whose fused step is called straight: what torch's wrapper does around it costs small models dear."""
+"""The optimizers. Adam and AdamW call the fused kernel directly: torch's wrapper dominates small models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # paramet
 
 
 class Adam(torch.optim.Adam):
-    """torch.optim.Adam, step for step (Kingma & Ba 2015), its lists of tensors gathered once.
+    """torch.optim.Adam (Kingma & Ba 2015), with the same steps; its lists of tensors are gathered once.
 
     State and settings are torch's own: checkpoints load either way.
 
@@ -46,15 +46,15 @@ class Adam(torch.optim.Adam):
         self.found_inf: Tensor | None = None  # where it is 1, a step changes nothing
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; past the wrapper that would import the compiler, seconds of a short run."""
+        """Add parameters without torch's wrapper, which would import the compiler: seconds of a short run."""
         inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state; past the same wrapper."""
+        """Return the state, without the same wrapper."""
         return inspect.unwrap(torch.optim.Optimizer.state_dict)(self)
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Go on from a state; its tensors are others than before."""
+        """Load a state; its tensors replace the gathered ones."""
         inspect.unwrap(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self._gathered = None
 

@@ -31,7 +31,7 @@ def lead(own: dict[str, Any], said: dict[str, Any] | None) -> None:
 
 
 def follow(own: Callable[[], dict[str, Any]], accepted: Callable[[dict[str, Any]], Config]) -> float:
-    """Train as a rank above the first: with its settings, in its run, and without a word unless it alone is in need.
+    """Train as a rank above the first: with its settings, in its run; it prints only its own errors.
 
     Args:
         own: gives the settings that this rank was started with.

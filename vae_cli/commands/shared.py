@@ -40,7 +40,7 @@ def fraction(share: float, *, _root_: DictConfig, _node_: Node) -> float:
     if _root_.trainer.steps is not None:
         raise UserError(f"{_node_._get_full_key(None)}: required beside trainer.steps; it is a share of trainer.epochs")
     epochs = _root_.trainer.epochs
-    return share * epochs if isinstance(epochs, (int, float)) else share  # a faulty one is told of later
+    return share * epochs if isinstance(epochs, (int, float)) else share  # a wrong value is reported later
 
 
 def option_groups() -> str:

@@ -115,7 +115,7 @@ def _study(config: DictConfig) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failures are told at the end
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failures are listed at the end
     sweeper = config.hydra.sweeper
     return optuna.create_study(
         storage=sweeper.storage, study_name=sweeper.study_name, direction=direction(config), load_if_exists=True

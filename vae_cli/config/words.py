@@ -28,7 +28,7 @@ _OTHERS: dict[str, list[str]] = {
     "generate": ["task"],
     "export": [],
     "pack": ["data"],
-}  # the groups of the commands beside vae-train
+}  # the groups of the commands other than vae-train
 
 
 def use(name: str) -> None:

@@ -15,7 +15,7 @@ from vae_cli.batch import mean_of_batch
 from vae_cli.config.types import Positive, Scale
 from vae_cli.likelihood.base import Elements, Likelihood, split
 
-PACE = 10.0  # how fast a σ of each element moves: an optimizer's step of 0.001 is one per cent of it
+PACE = 10.0  # speed of a learned σ of each element: an optimizer's step of 0.001 changes it by one per cent
 
 
 class GaussianElements(Elements):

@@ -84,7 +84,7 @@ def _listed(columns: Sequence[int]) -> str:
 
 
 def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: Any, data: Resident) -> str | None:
-    """Say so where the ELBO of a split is clearly below what its elements give one by one, with no model at all.
+    """Return a warning if the ELBO of a split is clearly below the score of independent elements, without a model.
 
     Args:
         result: of the split.

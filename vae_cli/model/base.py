@@ -15,7 +15,7 @@ from vae_cli.model.layers import Readout
 
 
 def settings(*, latent_dim: Count) -> None:
-    """Every model has this setting beside its own: D, the dimensions of z (of its top layer, where there are several).
+    """Every model also has this setting: D, the dimensions of z (of its top layer, if there are several).
 
     Its signature alone is read, by the check of the configuration.
     """

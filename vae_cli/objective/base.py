@@ -18,7 +18,7 @@ from vae_cli.vae import VAE, Output
 
 @dataclass
 class Terms:
-    """The loss and what is reported beside it."""
+    """The loss, and the terms that are reported."""
 
     loss: Tensor  # []
     elbo: Tensor  # []
@@ -55,7 +55,9 @@ class Penalty:
     def __call__(self, draw: Draw) -> Tensor:
         """Return the cost [] of a draw's KL, nats."""
         by_column = draw.kl.mean(0)
-        if self.free_bits > 0.0 or self.target is not None:  # of the whole batch: neither is linear
+        if (
+            self.free_bits > 0.0 or self.target is not None
+        ):  # the mean of the whole batch comes first: neither is linear
             by_column = mean(by_column)
         if self.free_bits > 0.0:
             parts = zip(by_column.split([columns for columns, _ in draw.layers]), draw.layers, strict=True)
@@ -72,7 +74,7 @@ class Objective(nn.Module):
     Attributes:
         extra: names of the terms reported besides ELBO, reconstruction and KL.
         selection: name of the number that the best weights are chosen by, `valid/…`: elbo, or bound (of `samples`).
-        joins: whether the loss joins the examples of a batch, other than by a mean: it then sees those of all ranks.
+        joins: whether the loss compares the examples of a batch (more than a mean): it then sees those of all ranks.
 
     >>> from vae_cli.config import compose
     >>> from vae_cli.data import Spec
@@ -111,7 +113,7 @@ class Objective(nn.Module):
         raise NotImplementedError("an objective says what is minimised in `loss`")
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups to optimise beside the model's, with settings of their own."""
+        """Return further parameter groups to optimise, with settings of their own."""
         return []
 
 
@@ -131,7 +133,7 @@ def whole(vae: VAE, output: Output) -> Output:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep gradients from a module's parameters within the block; what passes through it still has them."""
+    """Give a module's parameters no gradients within the block; gradients still flow through it to its inputs."""
     own = [p for p in module.parameters() if p.requires_grad]
     for p in own:
         p.requires_grad_(False)

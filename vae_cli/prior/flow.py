@@ -9,7 +9,7 @@ from vae_cli.config.types import Count, SomeWidths
 from vae_cli.distribution import CachedLogProb
 from vae_cli.posterior.flow import start_as_identity
 
-MEAN_DRAWS = 1000  # that the mean is estimated from
+MEAN_DRAWS = 1000  # draws that the mean is estimated from
 
 
 class Flow(nn.Module):
@@ -38,5 +38,5 @@ class Flow(nn.Module):
         start_as_identity(self.flow.transform)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return CachedLogProb(self.flow(), draws=MEAN_DRAWS)

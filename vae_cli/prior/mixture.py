@@ -29,5 +29,5 @@ class Mixture(nn.Module):
         self.logits = nn.Parameter(torch.zeros(components))
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return GaussianMixture(self.loc, self.log_scale.exp(), self.logits)

@@ -30,5 +30,5 @@ class Standard(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return diagonal(self.loc, self.scale)

@@ -125,7 +125,7 @@ def _tables(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tu
 
 
 def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Drawn) -> Path:
-    """Write report.html into a run folder; whatever text the run holds stands on the page as text."""
+    """Write report.html into a run folder; all text of the run is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(

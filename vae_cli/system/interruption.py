@@ -66,7 +66,7 @@ def _replace(old: Any, new: Any) -> None:
 
 
 class Interruption:
-    """Within the block, the first signal becomes a wish that the loop grants after its step, once all is saved.
+    """Within the block, the first signal becomes a stop request, honoured after the step once all is saved.
 
     A second Ctrl-C interrupts at once; schedulers that repeat SIGTERM or SIGUSR1 do not.
 

@@ -35,7 +35,7 @@ def adopt_tasks() -> None:
 
 
 class Said(UserError):
-    """An error that this rank has told of already."""
+    """An error that this rank has already printed."""
 
 
 def say(reason: str) -> None:

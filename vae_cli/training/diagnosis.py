@@ -10,7 +10,7 @@ import numpy as np
 FEW = 8  # validations below which a curve is judged by its ends alone
 FEW_STEPS = 300  # steps in which hardly a model learns
 LATE = 0.2  # the share of a run that counts as its end
-LEAST = 0.1  # nats that nobody needs to be told of
+LEAST = 0.1  # nats: smaller differences are not reported
 CLEAR = 1.0  # nats that must be gained where there are few validations
 RISING = 0.02  # share of the whole climb that a run still gains at its end while it has not converged
 RISING_OF_FEW = 0.1  # the same, between the last two of few validations
