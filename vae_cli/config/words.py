@@ -1,4 +1,4 @@
-"""Errors as interface: one line with the full key, what was given and what is allowed."""
+"""One-line error messages: the full key, what was given, what is allowed."""
 
 from __future__ import annotations
 

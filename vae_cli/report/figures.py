@@ -1,4 +1,4 @@
-"""The figures of a finished run, as PNG files and as SVG that takes the colours of the page it stands on."""
+"""The figures of a finished run, as PNG files and as SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 @contextmanager
 def for_a_page() -> Iterator[None]:
-    """Draw within the block on no ground and in the page's ink."""
+    """Draw within the block without a background and in the page's text colour."""
     style: Any = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
     with matplotlib.rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": "vae-cli"}):
         yield
@@ -257,13 +257,13 @@ def scatter(points: Tensor, labels: Tensor | None, names: Sequence[str], axes_na
 
 
 def _literal(name: str, longest: int = LONGEST) -> str:
-    """Return a name from data or settings as matplotlib shows it letter by letter: no formula, cut where it is long."""
+    """Return a name from data or settings that matplotlib shows literally: no formula, cut if it is long."""
     name = writable(name)
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
 
 
 def _in_legend(name: str) -> str:
-    """Return a name that a legend shows: of those that begin with an underscore it shows none."""
+    """Return a name that a legend shows: it hides names that begin with an underscore."""
     return " " * name.startswith("_") + _literal(name)
 
 

@@ -39,7 +39,7 @@ class Said(UserError):
 
 
 def say(reason: str) -> None:
-    """Tell of an error as a rank above the first."""
+    """Print an error as a rank above the first."""
     print(f"vae-train: rank {rank()}: error: {reason}", file=sys.stderr, flush=True)
 
 
