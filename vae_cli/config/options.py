@@ -49,7 +49,7 @@ def option_of(group: str, target: str) -> str:
 
 
 def modern(group: str, target: str) -> str:
-    """Return the target that an earlier version's is today: classes kept their names when modules moved."""
+    """Return today's target for that of an earlier version: classes kept their names when modules moved."""
     if target in targets(group) or not target.startswith("vae_cli."):
         return target
     name = target.rpartition(".")[2]

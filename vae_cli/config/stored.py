@@ -1,4 +1,4 @@
-"""The settings of runs that are there already: read, brought up to date, compared. No torch here."""
+"""The settings of earlier runs: read, brought up to date, compared. No torch here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEW: dict[str, dict[str, Any]] = {  # settings likewise: of each source of data,
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was accepted with, those of an earlier version as they are called today.
+    """Return the settings that a run was accepted with; names of an earlier version become those of today.
 
     Raises:
         UserError: they cannot be read, or are no settings.
@@ -44,7 +44,7 @@ def stored(folder: Path) -> dict[str, Any]:
 
 
 def modernise(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of an earlier version as they are called today."""
+    """Return settings of an earlier version under today's names."""
     if _target(settings.get("model")) == LADDER and "latent" not in settings:
         settings = {**settings, **_split_ladder(settings["model"])}
     found = {**SINCE, **settings} if set(GROUPS) - set(SINCE) <= set(settings) else dict(settings)
@@ -62,7 +62,7 @@ def _target(content: Any) -> str:
 
 
 def _split_ladder(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model and latent of what once was model=ladder."""
+    """Return the model and the latent that model=ladder of an earlier version was."""
     try:
         first, *hidden = old["hidden"]
         body = {"latent_dim": old["latent_dim"], "hidden": [first] * old["depth"], "activation": old["activation"]}
@@ -99,7 +99,7 @@ def typed(folder: Path) -> list[str]:
 
 
 def plain_yaml(path: Path) -> Any:
-    """Return what a YAML file holds: plain values alone, each written out where it stands.
+    """Return what a YAML file holds: plain values only, without tags and aliases.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: it cannot be read, or holds tags or aliases; these can inflate it.

@@ -49,7 +49,7 @@ def arrays(*, path: ExistingPath, labels: str | None, missing: Literal["refused"
 
 
 def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | None) -> list[str]:
-    """Say so where bytes are hardly grey levels of 0 … 255: codes of categories, or pictures of fewer levels."""
+    """Return a warning if bytes are hardly grey levels of 0 … 255: codes of categories, or pictures of fewer levels."""
     largest = examples.bounds()[1] if isinstance(examples, Mapped) else float(examples.max())
     if dtype != np.uint8 or levels != 256 or largest >= DARK:
         return []
@@ -61,7 +61,7 @@ def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | No
 
 
 def _notes_on_labels(y: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
-    """Say so where numbers that were taken for classes may be values to predict."""
+    """Return a warning if numbers that were taken for classes may be values to predict."""
     if y is None or names is None or y.dtype.kind not in "uif":
         return []
     most = MANY if y.dtype.kind == "f" else max(MANY, len(y) / PER_CLASS)
@@ -168,7 +168,7 @@ def _shown(shape: Sequence[int]) -> str:
 
 
 def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarray:
-    """[N, H, W, C] → [N, C, H, W], told by the axis that could be channels.
+    """[N, H, W, C] → [N, C, H, W], if the last axis must be the channels.
 
     Raises:
         UserError: there are no examples, or more or fewer labels than examples.
@@ -203,7 +203,7 @@ def _like_a_picture(shape: Sequence[int]) -> bool:
 
 
 def is_whole(dtype: np.dtype, levels: int | None) -> bool:
-    """Whether examples are whole numbers of which it must be said how they were taken."""
+    """Whether examples are whole numbers, so that the run reports how they were taken."""
     return dtype.kind in "ui" and dtype != np.uint8 and levels != 2
 
 

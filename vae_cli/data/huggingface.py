@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or in its formats on disk, by the datasets library; no code of theirs runs."""
+"""Data sets of the Hugging Face hub, or in its formats on disk, by the datasets library; none of their code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): what z tells of x, and how far q(z) is from the prior."""
+"""The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): how much z tells about x, and how far q(z) is from the prior."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a number measures, and what it cannot be compared with."""
+"""What a number measures, and with what it cannot be compared."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BINARISED = {
 
 
 def measure(dataset: Dataset, likelihood: Any, *, conditional: bool = False) -> str:
-    """Say in a few words what log p(x) is of."""
+    """Return in a few words what log p(x) measures."""
     of = likelihood.support.measure(dataset.spec, BINARISED.get(dataset.binarized or "", ""))
     return of + ", of what is observed" * dataset.spec.missing + ", given labels" * conditional
 
 
 def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
-    """Return what a person must know before comparing the numbers."""
+    """Return the caveats to know before comparing the numbers."""
     spec, found = dataset.spec, list(dataset.notes)
     support = likelihood.support
     if support.mass and not support.is_mass_of(spec):
@@ -54,7 +54,7 @@ def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
 
 
 def _of_columns(dataset: Dataset) -> list[str]:
-    """Say on which columns of a table a density grows without bound: those of one value, and of few."""
+    """Return on which columns of a table a density grows without bound: those of one value, and of few."""
     spec = dataset.spec
     examples = dataset.train if isinstance(dataset.train, Examples) else dataset.valid  # a stream is not looked at
     if len(spec.shape) != 1 or spec.levels is not None or spec.dequantized or examples is None:
@@ -104,7 +104,7 @@ def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: 
 
 
 def _without_a_model(spec: Spec, likelihood: Any, x: Tensor) -> tuple[float, str]:
-    """Return the mean log p(x) of elements that know nothing of one another, nats, and what they are."""
+    """Return the mean log p(x) under independent elements, nats, and their distribution in words."""
     if likelihood.support.mass:
         if likelihood.support.is_mass_of(spec) and not spec.levels:
             return -math.inf, "a guess"  # a mass on values without number, counts: no guess is uniform
