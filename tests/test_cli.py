@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from tensorboard import program
 
 import vae_cli
 from tests.conftest import ROOT, TINY, command, train
+from tests.documents import files, write
 from tests.processes import Command, logged, wait_for
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
@@ -120,18 +120,12 @@ def test_a_command_that_is_ending_is_not_interrupted(tmp_path, name, code):
     assert done.stderr == "vae-train: error: trainer.epochs=-1: at least 1 is allowed\n"
 
 
-def readme_blocks():
-    """The README's example of a user's own part: file name → content, from its comments `# FILE`."""
-    blocks = re.findall(r"```(?:python|yaml)\n# (mine/\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    return dict(blocks)
+OWN = files(ROOT / "docs" / "own_parts.md")  # the example of a user's own part, file name → content
 
 
-def test_the_readmes_own_likelihood_works_from_any_folder(tmp_path):
-    blocks = readme_blocks()
-    assert set(blocks) == {"mine/student.py", "mine/likelihood/student.yaml"}
-    for name, content in blocks.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+def test_the_documented_own_likelihood_works_from_any_folder(tmp_path):
+    assert set(OWN) == {"mine/student.py", "mine/likelihood/student.yaml"}
+    write(OWN, tmp_path)
     own = ["--config-dir", "mine", "likelihood=student"]
     done = command(*own, *QUICK, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -160,7 +154,10 @@ def test_the_readmes_own_likelihood_works_from_any_folder(tmp_path):
 
 MISTAKES = {
     "outputs = 2": ("outputs = 3", "likelihood=StudentT: fails on two examples (ValueError: too many values"),
-    'support = "real"': ('support = "reel"', "its support is 'reel'; binary, unit, levels, real are allowed"),
+    "support = Real()": (
+        'support = "real"',
+        "likelihood=student.StudentT: its `support` is a vae_cli.likelihood.support.Support",
+    ),
     "return Independent(p, event_dims, validate_args=False)": ("return p", "log_prob(x) has shape [1, 2, 12, 12]"),
     "import torch\n": ("import torch)\n", "cannot be imported (SyntaxError: unmatched ')' (student.py, line 1))"),
     "class StudentT": ("class Student_T", "student has no StudentT; did you mean Student_T?"),
@@ -170,9 +167,7 @@ MISTAKES = {
 @pytest.mark.parametrize("right", MISTAKES)
 def test_a_mistake_in_an_own_part_gets_its_line(right, tmp_path):
     wrong, line = MISTAKES[right]
-    for name, content in readme_blocks().items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content.replace(right, wrong))
+    write({name: content.replace(right, wrong) for name, content in OWN.items()}, tmp_path)
     done = command("--config-dir", "mine", "likelihood=student", *QUICK, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -180,9 +175,7 @@ def test_a_mistake_in_an_own_part_gets_its_line(right, tmp_path):
 
 
 def test_a_broken_yaml_is_named_and_hides_no_other_mistake(tmp_path):
-    for name, content in readme_blocks().items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+    write(OWN, tmp_path)
     (tmp_path / "mine" / "model").mkdir()
     (tmp_path / "mine" / "model" / "broken.yaml").write_text("a: [1\n")
     own = ["--config-dir", "mine", "likelihood=student"]

@@ -19,7 +19,7 @@ from vae_cli.report import Reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 from vae_cli.system.randomness import seed_everything
-from vae_cli.training import pace, run
+from vae_cli.training import pace
 from vae_cli.training.effort import affordable
 
 SHORT = [*TINY, "trainer.steps=24", "trainer.log_every=4", "trainer.checkpoint_every=8", "trainer.batch_size=32"]

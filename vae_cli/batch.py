@@ -1,4 +1,4 @@
-"""A batch of examples, and what its members have in common, whichever process holds them.
+"""A batch of examples, and the means over a whole batch, whichever process holds its rows.
 
 Objectives and likelihoods ask here for means and for the rows of a whole batch. A process that is alone holds all of
 it; data-parallel training puts its own functions in place of these when it starts (`parallel.start`).

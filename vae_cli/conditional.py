@@ -10,7 +10,11 @@ from vae_cli.system.errors import UserError
 
 
 class Unconditional(nn.Module):
-    """No condition: p(x)."""
+    """No condition: p(x).
+
+    >>> Unconditional()(None) is None
+    True
+    """
 
     dim = 0
 
@@ -29,6 +33,11 @@ class Label(nn.Module):
 
     Raises:
         UserError: there are neither classes nor attributes.
+
+    >>> import torch
+    >>> label = Label(classes=4, attributes=None, embedding=None)
+    >>> label(torch.tensor([1])).tolist(), label.dim  # scaled by √4
+    ([[0.0, 2.0, 0.0, 0.0]], 4)
     """
 
     gives = ("labels",)
@@ -41,9 +50,7 @@ class Label(nn.Module):
         if classes == 1:
             raise UserError("conditional=label: has no effect, the data have one class alone")
         self.classes, self.dim = classes, embedding or width
-        self.scale = (
-            float(classes or 1) ** 0.5
-        )  # entries of mean square one, like those of z: c is heard from the start
+        self.scale = float(classes or 1) ** 0.5  # entries of mean square one, like those of z: c matters from the start
         self.map = nn.Linear(width, embedding, bias=False) if embedding else nn.Identity()
 
     def forward(self, y: Tensor | None) -> Tensor:

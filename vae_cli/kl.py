@@ -1,7 +1,7 @@
 """Schedules of the KL weight: pure functions of the epoch (a float: steps / steps per epoch). No torch.
 
 A schedule answers `weight(epoch)`, the factor of the KL term, and `target(epoch)`, the KL in nats that the term pulls
-towards, or None where less is simply better.
+towards, or None where the KL is only to be small.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ def whole(value: float) -> int:
 
 
 class Constant:
-    """weight(t) = β. The base of the other schedules, which override `ramp`."""
+    """weight(t) = β. The base of the other schedules, which override `ramp`.
+
+    >>> Constant(weight=4.0, free_bits=0.0).weight(epoch=3.0)
+    4.0
+    """
 
     def __init__(self, *, weight: NonNegative, free_bits: NonNegative):
         self.final_weight, self.free_bits = weight, free_bits
 
     def ramp(self, epoch: float) -> float:
-        """Return the fraction of the final weight in force, in [0, 1]."""
+        """Return the current weight as a fraction of the final one, in [0, 1]."""
         return 1.0
 
     def weight(self, epoch: float) -> float:
@@ -51,7 +55,12 @@ class Constant:
 
 
 class Linear(Constant):
-    """weight(t) = β · min(1, t / warmup)."""
+    """weight(t) = β · min(1, t / warmup).
+
+    >>> schedule = Linear(warmup=10.0, weight=1.0, free_bits=0.0)
+    >>> [schedule.weight(epoch) for epoch in (0.0, 5.0, 20.0)]
+    [0.0, 0.5, 1.0]
+    """
 
     def __init__(self, *, warmup: NonNegative, weight: NonNegative, free_bits: NonNegative):
         super().__init__(weight=weight, free_bits=free_bits)
@@ -68,7 +77,12 @@ class Linear(Constant):
 
 
 class Cosine(Linear):
-    """weight(t) = β · (1 − cos(π · min(1, t / warmup))) / 2."""
+    """weight(t) = β · (1 − cos(π · min(1, t / warmup))) / 2.
+
+    >>> schedule = Cosine(warmup=10.0, weight=1.0, free_bits=0.0)
+    >>> [round(schedule.weight(epoch), 4) for epoch in (0.0, 2.5, 5.0, 20.0)]
+    [0.0, 0.1464, 0.5, 1.0]
+    """
 
     def ramp(self, epoch: float) -> float:
         """Return half a cosine from 0 to 1."""
@@ -76,7 +90,12 @@ class Cosine(Linear):
 
 
 class Sigmoid(Linear):
-    """A logistic curve through (0, 0), (warmup/2, β/2) and (warmup, β) (after Bowman et al. 2016)."""
+    """A logistic curve through (0, 0), (warmup/2, β/2) and (warmup, β) (after Bowman et al. 2016).
+
+    >>> schedule = Sigmoid(warmup=10.0, steepness=12.0, weight=1.0, free_bits=0.0)
+    >>> [round(schedule.weight(epoch), 4) for epoch in (0.0, 5.0, 10.0)]
+    [0.0, 0.5, 1.0]
+    """
 
     def __init__(self, *, warmup: NonNegative, steepness: Positive, weight: NonNegative, free_bits: NonNegative):
         super().__init__(warmup=warmup, weight=weight, free_bits=free_bits)
@@ -90,7 +109,12 @@ class Sigmoid(Linear):
 
 
 class Cyclical(Constant):
-    """Each cycle rises linearly over its first `ratio`, then stays at β (Fu et al. 2019, eq. 6)."""
+    """Each cycle rises linearly over its first `ratio`, then stays at β (Fu et al. 2019, eq. 6).
+
+    >>> schedule = Cyclical(period=10.0, ratio=0.5, cycles=4, weight=1.0, free_bits=0.0)
+    >>> [schedule.weight(epoch) for epoch in (0.0, 2.5, 7.5, 10.0, 40.0)]
+    [0.0, 0.5, 1.0, 0.0, 1.0]
+    """
 
     def __init__(
         self,
@@ -116,7 +140,12 @@ class Cyclical(Constant):
 
 
 class Capacity(Linear):
-    """γ · |KL − C(t)|, C(t) = capacity · min(1, t / warmup) (Burgess et al. 2018, eq. 8)."""
+    """γ · |KL − C(t)|, C(t) = capacity · min(1, t / warmup) (Burgess et al. 2018, eq. 8).
+
+    >>> schedule = Capacity(capacity=25.0, warmup=10.0, weight=100.0, free_bits=0.0)
+    >>> schedule.weight(5.0), schedule.target(5.0)  # γ, and C in nats
+    (100.0, 12.5)
+    """
 
     gives = ("target",)
 

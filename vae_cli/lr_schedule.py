@@ -13,7 +13,11 @@ from vae_cli.kl import progress, whole
 
 
 class ConstantLR:
-    """factor(t) = 1. The base of the other learning-rate schedules."""
+    """factor(t) = 1. The base of the other learning-rate schedules.
+
+    >>> ConstantLR(epochs=50.0).factor(epoch=3.0)
+    1.0
+    """
 
     def __init__(self, *, epochs: float):
         self.epochs = epochs  # length of the run
@@ -23,7 +27,7 @@ class ConstantLR:
         return 1.0
 
     def observe(self, score: float) -> None:
-        """Take note of a validation: of valid/elbo, or valid/bound where the objective has a tighter one."""
+        """Record a validation's score: valid/elbo, or valid/bound where the objective has a tighter bound."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
@@ -34,7 +38,12 @@ class ConstantLR:
 
 
 class WarmupLR(ConstantLR):
-    """factor(t) = min(1, t / warmup)."""
+    """factor(t) = min(1, t / warmup).
+
+    >>> schedule = WarmupLR(warmup=10.0, epochs=50.0)
+    >>> [schedule.factor(epoch) for epoch in (0.0, 5.0, 20.0)]
+    [0.0, 0.5, 1.0]
+    """
 
     def __init__(self, *, warmup: NonNegative, epochs: float):
         super().__init__(epochs=epochs)
@@ -46,7 +55,12 @@ class WarmupLR(ConstantLR):
 
 
 class CosineLR(WarmupLR):
-    """After the warm-up: final + (1 − final) · (1 + cos(π · progress)) / 2 (Loshchilov & Hutter 2017, eq. 5)."""
+    """After the warm-up: final + (1 − final) · (1 + cos(π · progress)) / 2 (Loshchilov & Hutter 2017, eq. 5).
+
+    >>> schedule = CosineLR(final=0.1, warmup=0.0, epochs=50.0)
+    >>> [round(schedule.factor(epoch), 4) for epoch in (0.0, 25.0, 50.0)]
+    [1.0, 0.55, 0.1]
+    """
 
     def __init__(self, *, final: Fraction, warmup: NonNegative, epochs: float):
         super().__init__(warmup=warmup, epochs=epochs)
@@ -61,7 +75,12 @@ class CosineLR(WarmupLR):
 
 
 class StepLR(ConstantLR):
-    """factor(t) = factor ** floor(t / every)."""
+    """factor(t) = factor ** floor(t / every).
+
+    >>> schedule = StepLR(every=10.0, factor=0.5, epochs=50.0)
+    >>> [schedule.factor(epoch) for epoch in (0.0, 10.0, 25.0)]
+    [1.0, 0.5, 0.25]
+    """
 
     def __init__(self, *, every: Positive, factor: PositiveFraction, epochs: float):
         super().__init__(epochs=epochs)
@@ -76,6 +95,10 @@ class StagesLR(ConstantLR):
     """Stages of growing length, each at a lower rate: stage i = 0 … n − 1 takes growth^i parts of the run.
 
     factor(t) = final^(i / (n − 1)). With growth 3 and 8 stages, the schedule of Burda et al. 2016 (3,280 epochs there).
+
+    >>> schedule = StagesLR(stages=3, growth=3.0, final=0.01, epochs=130.0)
+    >>> [round(schedule.factor(epoch), 4) for epoch in (0.0, 10.0, 40.0)]  # stages of 10, 30 and 90 epochs
+    [1.0, 0.1, 0.01]
     """
 
     def __init__(self, *, stages: Stages, growth: Growth, final: PositiveFraction, epochs: float):
@@ -92,7 +115,14 @@ class StagesLR(ConstantLR):
 
 
 class PlateauLR(ConstantLR):
-    """Multiplied by `factor` whenever `patience` validations in a row bring no better ELBO."""
+    """Multiplied by `factor` whenever `patience` validations in a row bring no better ELBO.
+
+    >>> schedule = PlateauLR(patience=2, factor=0.5, min=0.1, epochs=50.0)
+    >>> for elbo in (-100.0, -101.0, -102.0):
+    ...     schedule.observe(elbo)
+    >>> schedule.factor(3.0)
+    0.5
+    """
 
     needs = {"validation": "goes by validations"}
 

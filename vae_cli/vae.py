@@ -48,6 +48,14 @@ class VAE(nn.Module):
         log_std: log of what each element of standardised data was divided by [D]; empty where they were not. log p(x)
             is then that of the data's own values.
         missing: whether the encoder is shown which elements of x are known.
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose("model.latent_dim=3"), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> output = vae(Batch(torch.ones(5, 4)), samples=2)
+    >>> output.log_likelihood.shape, output.z.shape, output.kl.shape
+    (torch.Size([2, 5]), torch.Size([2, 5, 3]), torch.Size([5, 3]))
     """
 
     log_std: Tensor | None

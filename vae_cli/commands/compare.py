@@ -47,7 +47,7 @@ class Run:
 
     @property
     def measure(self) -> tuple[Any, ...]:
-        """What its numbers are of: runs compare where this is equal."""
+        """What its numbers measure: runs compare only if this is equal."""
         data = [self.settings.get(f"data.{key}") for key in SAME]
         return (self.numbers.get("measure"), *map(str, data))
 
@@ -75,7 +75,7 @@ class Row:
         return max(bound_sign(run.numbers, split, name) for run in self.runs)
 
     def having(self, metric: str) -> str:
-        """Say how many of the runs have a metric: all, or some of them."""
+        """Return how many of the runs have a metric, in words."""
         n, every = len(self.values(metric)), len(self.runs)
         return str(every) if n == every else f"{n} of {every}"
 
@@ -135,7 +135,7 @@ def find(path: Path) -> list[Run]:
 
 
 def missing(path: Path) -> list[str]:
-    """Say which jobs of a sweep failed or are not finished: the number of them, and a line each."""
+    """Return which jobs of a sweep failed or are not finished: their number, then a line for each."""
     jobs = {each.parent for each in path.glob(f"*/{REASON}")} | {each.parents[1] for each in path.glob(f"*/{SETTINGS}")}
     lines = [line for job in sorted(jobs, key=_by_number) if (line := _why_missing(job))]
     if not lines:
@@ -257,7 +257,7 @@ def _cell(row: Row, name: str, metric: str) -> str:
 
 
 def _csv(rows: Sequence[Row], varied: Sequence[str], path: Path) -> Path:
-    """Write a line a run: its settings that vary, its numbers, its folder."""
+    """Write one line per run: its settings that vary, its numbers, its folder."""
     runs = [run for row in rows for run in row.runs]
     numbers = dict.fromkeys(k for run in runs for k, v in run.numbers.items() if number(v) is not None)
     table: list[Sequence[object]] = [[*map(_short, varied), SEED, *numbers, "folder"]]

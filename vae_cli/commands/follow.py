@@ -1,4 +1,4 @@
-"""How the ranks of a parallel run begin together: the first decides about folder and settings, the others follow it.
+"""How the ranks of a parallel run start together: the first rank decides folder and settings, the others follow.
 
 No torch at the top: the first rank's errors come before it is imported.
 """
@@ -68,7 +68,7 @@ def earlier() -> Path | None:
 
 
 def _word(own: dict[str, Any], said: dict[str, Any] | None) -> Any:
-    """Meet the other ranks, and return what the first has said."""
+    """Meet the other ranks, and return the first rank's message."""
     with deferred():
         from vae_cli.system import parallel
         from vae_cli.system.device import choose_device

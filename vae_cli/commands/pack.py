@@ -171,7 +171,7 @@ def _format(settings: Pack, splits: Splits) -> str:
 
 
 def _fingerprint(examples: Examples) -> str:
-    """Return a checksum of some examples: the same settings may find other files another day."""
+    """Return a checksum of some examples: the same settings may find other files later."""
     rows = slice(0, None, max(1, len(examples) // 64))
     import torch
 

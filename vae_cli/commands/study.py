@@ -21,7 +21,7 @@ SETTINGS = "settings"  # the attribute of a study that says what it searches
 
 
 def at_once(*, _root_: DictConfig) -> int:
-    """Return how many jobs the chosen launcher runs at a time: the workers of joblib; 1 where that is not said."""
+    """Return how many jobs the chosen launcher runs at a time: the workers of joblib, else 1."""
     jobs = OmegaConf.select(_root_, "hydra.launcher.n_jobs")
     if jobs is None:
         return 1
@@ -40,7 +40,7 @@ OmegaConf.register_new_resolver("trial", trial, replace=True)
 
 
 def go_on(config: DictConfig, folder: Path) -> None:
-    """Begin the study of a sweep, or go on with it: what is over counts, and what was interrupted runs again.
+    """Begin the study of a sweep, or go on with it: finished trials count, interrupted ones run again.
 
     Raises:
         UserError: the folder holds a study of something else.
@@ -83,7 +83,7 @@ def direction(config: DictConfig) -> str | None:
 
 
 def searched(config: DictConfig) -> list[str]:
-    """Return what the settings of a sweep say to vary, as it would be typed."""
+    """Return the settings that a sweep varies, as they would be typed."""
     return [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
 
 
@@ -115,7 +115,7 @@ def _study(config: DictConfig) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failures are told at the end
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failures are listed at the end
     sweeper = config.hydra.sweeper
     return optuna.create_study(
         storage=sweeper.storage, study_name=sweeper.study_name, direction=direction(config), load_if_exists=True

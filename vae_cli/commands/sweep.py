@@ -55,19 +55,19 @@ class Sweep(Callback):
         _share_threads(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Say what came out of it."""
+        """Print the results of the sweep."""
         folder = Path(config.hydra.sweep.dir)
         for line in study.best(config, folder):
             say(line)
         say(f"vae-compare {shlex.quote(os.path.relpath(folder))}")
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
-        """Let go of a finished job's settings: Hydra would hold those of thousands of jobs in memory to the end."""
+        """Release a finished job's settings: Hydra would keep those of thousands of jobs in memory."""
         job_return.cfg = job_return.hydra_cfg = None
 
 
 def _refuse(config: DictConfig, folder: Path) -> None:
-    """Refuse to begin a sweep where one is, and to go on with one that nobody could find again."""
+    """Refuse to begin a sweep in the folder of another, and to resume one in a folder named by the time."""
     stays = "${now:" not in str(OmegaConf.to_container(config.hydra.sweep, resolve=False))
     if config.get("resume") == "auto" and not stays:
         raise UserError(
@@ -115,7 +115,7 @@ def _refuse_intervals(overrides: Sequence[str]) -> None:
 
 
 def _share_threads(config: DictConfig) -> None:
-    """Let the jobs of submitit_local, which all run at once, have the CPUs that they were promised and no more."""
+    """Give the jobs of submitit_local, which all run at once, the CPUs that they asked for and no more."""
     launcher = config.hydra.launcher
     if launcher._target_.endswith("submitit_launcher.LocalLauncher"):
         os.environ.setdefault("OMP_NUM_THREADS", str(launcher.cpus_per_task or 1))

@@ -130,7 +130,7 @@ def _is_number(text: str) -> bool:
 
 
 def _wanted(problem: Any) -> str:
-    """Say what would have been right, in few words."""
+    """Return what is allowed, in few words."""
     limits = problem.get("ctx", {})
     for limit, words in (("min_length", "at least"), ("max_length", "at most")):
         if limit in limits:
@@ -144,7 +144,7 @@ def _wanted(problem: Any) -> str:
 
 
 def _unknown(key: str, content: Any) -> str:
-    """Say that a setting does not exist; of a part of the person's own, which ones it has."""
+    """Return that a setting does not exist; for a user's own part, which settings it has."""
     group, _, name = key.partition(".")
     target = content.get("_target_") if isinstance(content, Mapping) else None
     if not name or group not in GROUPS or not target or target in targets(group):

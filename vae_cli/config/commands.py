@@ -1,4 +1,4 @@
-"""The settings of the commands beside vae-train. No torch here."""
+"""The settings of the commands other than vae-train. No torch here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Export(Settings):
 
 
 class Pack(Settings):
-    """Settings of vae-data pack, beside the data's own."""
+    """Settings of vae-data pack, without those of the data."""
 
     out: str
     megabytes: Positive

@@ -12,7 +12,7 @@ GROUPS = (
     "data", "model", "latent", "likelihood", "prior", "posterior", "objective", "kl", "conditional", "optimizer",
     "lr_schedule",
 )  # fmt: skip
-# What `parts` offers to the constructors of each group beside its settings.
+# What `parts` offers to the constructors of each group in addition to its settings.
 OFFERED: dict[str, tuple[str, ...]] = {
     "data": (),
     "model": ("shape", "shown", "latent_shape", "condition_dim", "outputs"),
@@ -27,7 +27,7 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "lr_schedule": ("epochs",),
     "task": ("model", "folder", "seed"),
 }
-# Settings that every option of a group has: those of this signature, beside its own.
+# Settings that every option of a group has in addition to its own: those of this signature.
 SHARED = {"data": "vae_cli.data.dataset.load", "model": "vae_cli.model.base.settings"}
 NOT_SETTINGS = ("source", "support", "option")  # what else `load` is given
 
@@ -49,7 +49,7 @@ def option_of(group: str, target: str) -> str:
 
 
 def modern(group: str, target: str) -> str:
-    """Return the target that an earlier version's is today: classes kept their names when modules moved."""
+    """Return today's target for that of an earlier version: classes kept their names when modules moved."""
     if target in targets(group) or not target.startswith("vae_cli."):
         return target
     name = target.rpartition(".")[2]

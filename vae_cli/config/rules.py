@@ -5,9 +5,9 @@ Parts state facts of themselves as plain class attributes, which subclasses inhe
     gives = ("factorised",)             facts that others may need or refuse
     needs = {"labels": "needs labels"}  facts that some chosen part must give, each with the reason
     refuses = {"mass": "…"}             facts that no chosen part may give
-    ignores = ("kl.free_bits", "target")  settings, or facts of parts, that have no effect beside this one
+    ignores = ("kl.free_bits", "target")  settings, or facts of other parts, that have no effect with this part
 
-A reason may hold under conditions alone: {"one layer": ("q and p share weights", {"objective.gradient": ["dreg"]})}.
+A reason may hold only under conditions: {"one layer": ("q and p share weights", {"objective.gradient": ["dreg"]})}.
 Nothing here knows a part by its name.
 """
 
@@ -143,7 +143,7 @@ def _refuse_ignored(config: Config, beside: str, name: str, given: dict[str, str
 
 
 def _refuse_settings(config: Config, given: dict[str, str]) -> None:
-    """Refuse settings beside settings."""
+    """Refuse settings that contradict one another."""
     data, free_bits = config.data, getattr(config.kl, "free_bits", 0)
     if data.dequantize and "mass" in given:
         beside = option_of("likelihood", config.likelihood.target)

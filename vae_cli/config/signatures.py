@@ -1,7 +1,7 @@
 """What a part's own source says of it: the types of its settings, and its facts. Read, never imported: no torch.
 
 A target `package.module.Name` is found as a file, its class or function in the syntax tree, its constructor there or
-in a base class. So a user's own part is checked like ours, and a mistake is told in a fraction of a second.
+in a base class. So a user's own part is checked like ours, and a mistake is reported in a fraction of a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings of runs that are there already: read, brought up to date, compared. No torch here."""
+"""The settings of earlier runs: read, brought up to date, compared. No torch here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SINCE_OF: dict[str, dict[str, Any]] = {"vae_cli.model.linear.Linear": {"hidden":
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """Return the settings that a run was accepted with, those of an earlier version as they are called today.
+    """Return the settings that a run was accepted with; names of an earlier version become those of today.
 
     Raises:
         UserError: they cannot be read, or are no settings.
@@ -45,7 +45,7 @@ def stored(folder: Path) -> dict[str, Any]:
 
 
 def modernise(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of an earlier version as they are called today."""
+    """Return settings of an earlier version under today's names."""
     if _target(settings.get("model")) == LADDER and "latent" not in settings:
         settings = {**settings, **_split_ladder(settings["model"])}
     found = {**SINCE, **settings} if set(GROUPS) - set(SINCE) <= set(settings) else dict(settings)
@@ -64,7 +64,7 @@ def _target(content: Any) -> str:
 
 
 def _split_ladder(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model and latent of what once was model=ladder."""
+    """Return the model and the latent that model=ladder of an earlier version was."""
     try:
         first, *hidden = old["hidden"]
         body = {"latent_dim": old["latent_dim"], "hidden": [first] * old["depth"], "activation": old["activation"]}
@@ -101,7 +101,7 @@ def typed(folder: Path) -> list[str]:
 
 
 def plain_yaml(path: Path) -> Any:
-    """Return what a YAML file holds: plain values alone, each written out where it stands.
+    """Return what a YAML file holds: plain values only, without tags and aliases.
 
     Raises:
         OSError, ValueError, yaml.YAMLError: it cannot be read, or holds tags or aliases; these can inflate it.

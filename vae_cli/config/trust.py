@@ -1,4 +1,4 @@
-"""What of settings from elsewhere would run code: commands and foreign parts. No torch here."""
+"""Which settings from elsewhere would run code: commands and foreign parts. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vae_cli.config.types import COMMAND
 
 
 def command(content: Any, trust: bool | Sequence[str] = False) -> str | None:
-    """Return the setting, of a group of settings from elsewhere, that would run a command nobody trusts, else None.
+    """Return the setting, of a group of settings from elsewhere, that would run an untrusted command, else None.
 
     Args:
         content: its settings.
@@ -24,9 +24,9 @@ def command(content: Any, trust: bool | Sequence[str] = False) -> str | None:
 
 
 def foreign(group: str, content: Any, trust: bool | Sequence[str] = False) -> str | None:
-    """Return the target under a group of settings from elsewhere where it is neither ours nor trusted, else None.
+    """Return the target of a group of settings from elsewhere if it is neither ours nor trusted, else None.
 
-    Ours are the targets of our options alone: a name that merely begins with vae_cli could be any function there.
+    Only the targets of our options are ours: a name that begins with vae_cli could be any function.
 
     Args:
         group: of options.

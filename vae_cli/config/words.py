@@ -1,4 +1,4 @@
-"""Errors as interface: one line with the full key, what was given and what is allowed."""
+"""One-line error messages: the full key, what was given, what is allowed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _OTHERS: dict[str, list[str]] = {
     "generate": ["task"],
     "export": [],
     "pack": ["data"],
-}  # the groups of the commands beside vae-train
+}  # the groups of the commands other than vae-train
 
 
 def use(name: str) -> None:
-    """Let error messages speak of the settings and groups of conf/NAME.yaml."""
+    """Set the command whose settings and groups error messages name: those of conf/NAME.yaml."""
     _MAIN[0] = name
 
 
 def unknown_setting(key: str) -> str:
-    """Say that a setting does not exist: which options have it, or which setting was meant."""
+    """Return that a setting does not exist, and which options have it or which setting was meant."""
     group, _, name = key.partition(".")
     if not name and group in _root() and group not in groups():
         return f"{key}: no group of options here; its settings are allowed ({', '.join(sorted(_within(group)))})"
@@ -53,9 +53,9 @@ def unknown_setting(key: str) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Turn an error of ours, of Hydra or of OmegaConf into one line, which holds no command for a terminal.
+    """Turn an error of ours, of Hydra or of OmegaConf into one line, without a terminal's control characters.
 
-    Where an error of ours has details, each is a line more.
+    If an error of ours has details, each is one more line.
     """
     lines = error.args if isinstance(error, UserError) else (_line(error),)
     return "\n".join(map(writable, lines))

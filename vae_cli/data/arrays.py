@@ -49,7 +49,7 @@ def arrays(*, path: ExistingPath, labels: str | None, missing: Literal["refused"
 
 
 def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | None) -> list[str]:
-    """Say so where bytes are hardly grey levels of 0 … 255: codes of categories, or pictures of fewer levels."""
+    """Return a warning if bytes are hardly grey levels of 0 … 255: codes of categories, or pictures of fewer levels."""
     largest = examples.bounds()[1] if isinstance(examples, Mapped) else float(examples.max())
     if dtype != np.uint8 or levels != 256 or largest >= DARK:
         return []
@@ -61,7 +61,7 @@ def _notes_on_bytes(dtype: np.dtype, examples: Tensor | Mapped, levels: int | No
 
 
 def _notes_on_labels(y: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
-    """Say so where numbers that were taken for classes may be values to predict."""
+    """Return a warning if numbers that were taken for classes may be values to predict."""
     if y is None or names is None or y.dtype.kind not in "uif":
         return []
     most = MANY if y.dtype.kind == "f" else max(MANY, len(y) / PER_CLASS)
@@ -96,7 +96,7 @@ def _shown(shape: Sequence[int]) -> str:
 
 
 def channels_first(given: str, x: np.ndarray, y: np.ndarray | None) -> np.ndarray:
-    """[N, H, W, C] → [N, C, H, W], told by the axis that could be channels.
+    """[N, H, W, C] → [N, C, H, W], if the last axis must be the channels.
 
     Raises:
         UserError: there are no examples, or more or fewer labels than examples.

@@ -130,7 +130,7 @@ def picture(
 
 
 def _resized(found: Any, size: tuple[int, int], resize: str) -> Any:
-    """Return a picture of PIL's at a width and height: crop cuts what stands over, pad adds black, stretch distorts."""
+    """Return a picture of PIL's at a width and height: crop cuts off the rest, pad adds black, stretch distorts."""
     from PIL import Image, ImageOps
 
     if resize == "stretch":
@@ -139,7 +139,7 @@ def _resized(found: Any, size: tuple[int, int], resize: str) -> Any:
 
 
 def refuse_resize_alone(size: object, resize: str) -> None:
-    """Refuse to say how pictures fill a frame where there is none.
+    """Refuse a way to fill a frame where there is no frame.
 
     Raises:
         UserError: that is so.

@@ -1,4 +1,4 @@
-"""Sources that need no files: scikit-learn's digits, and seeded synthetic examples."""
+"""scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 

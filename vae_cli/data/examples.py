@@ -89,7 +89,7 @@ class Examples:
 
 
 class Feed(ABC):
-    """Training examples that come in sequence, an epoch after another, and never all at once.
+    """Training examples that are read as a stream, one epoch after another, and never all at once.
 
     Attributes:
         shape: of one example.
@@ -109,7 +109,7 @@ class Feed(ABC):
 
     @abstractmethod
     def read(self, seed: int, epoch: int, part: range, turn: int = 0) -> Iterator[Any]:
-        """Yield what stands for each example of a part of an epoch's order, shuffled, not yet decoded.
+        """Yield each example of a part of an epoch's order, shuffled, not yet decoded.
 
         What is yielded depends on the arguments alone. `turn` counts how often the part was read before.
         """
@@ -157,7 +157,7 @@ class Splits:
     `levels` is the number of grey levels of uint8 examples (256 for 8-bit pictures); `names` are those of the classes
     where labels are classes, `features` those of the elements of an example. `whole` says that examples were stored as
     whole numbers, but not as bytes: with `levels` they are taken for grey levels, without for values of their own.
-    `notes` are what a person must know of them.
+    `notes` are warnings about them.
     """
 
     train: Examples | Feed
@@ -171,7 +171,7 @@ class Splits:
 
 
 def counting(n: int) -> torch.dtype:
-    """Return the smaller type that can number n examples: half the memory, the same order from the same seed."""
+    """Return the smallest integer type that can index n examples; the order from a seed does not depend on it."""
     return torch.int32 if n < 2**31 else torch.int64
 
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or in its formats on disk, by the datasets library; no code of theirs runs."""
+"""Data sets of the Hugging Face hub, or in its formats on disk, by the datasets library; none of their code runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _load(path: str, name: str | None, streaming: bool) -> dict[str, Any]:
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(
         logging.ERROR
-    )  # its attempts without a network are told of at the end
+    )  # the error at the end covers its attempts without a network
     try:
         if any((Path(path) / file).is_file() for file in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(path)

@@ -62,7 +62,7 @@ def _is_picture(file: Path) -> bool:
 
 
 def not_read(root: Path) -> list[str]:
-    """Say which pictures in a folder are of kinds that are not read, if any."""
+    """Return a note on pictures in a folder whose kind is not read, if any."""
     found = sorted(file for file in root.rglob("*") if file.suffix.lower() in OTHERS and file.is_file())
     if not found:
         return []
@@ -71,7 +71,7 @@ def not_read(root: Path) -> list[str]:
 
 
 def _readable(files: Sequence[Path], framed: Callable[..., Any]) -> tuple[list[Path], list[str]]:
-    """Leave out the files that cannot be read, and say which; they are sought once and remembered in the cache.
+    """Leave out the files that cannot be read, and report them; they are found once and remembered in the cache.
 
     Raises:
         UserError: none can be read.

@@ -106,7 +106,7 @@ def _expanded(key: str, path: str) -> list[str]:
 
 
 def _without_braces(key: str, pattern: str) -> list[str]:
-    """Return the texts that a pattern with {000..123} and {a,b} stands for.
+    """Return the texts that a pattern with {000..123} and {a,b} expands to.
 
     Raises:
         UserError: they are too many, or its braces do not match.
@@ -122,7 +122,7 @@ def _without_braces(key: str, pattern: str) -> list[str]:
 
 
 def _many(pattern: str) -> int:
-    """Return how many texts a pattern stands for, without making them; lists within lists count as more."""
+    """Return how many texts a pattern expands to, without making them; lists within lists count as more."""
     many, lists = 1, []
     for first, last, step, mark in BRACES.findall(pattern):
         if first:

@@ -20,7 +20,7 @@ TIMEOUT = 20.0  # seconds to wait for a first answer from a data set's host
 
 
 def _fetch(root: str, build: Callable[..., Any], hosts: list[str]) -> Any:
-    """Build a torchvision data set from its files, downloading them where they are absent."""
+    """Build a torchvision data set from its files, downloading them if they are missing."""
     try:
         return build(root=root, download=False)
     except Exception as error:

@@ -66,6 +66,13 @@ class Latent(nn.Module):
         layout: the shape of z.
         posterior: parameters → q(z|x,c); its `head` maps features to them.
         prior: condition → p(z|c).
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> latent = build(compose("model.latent_dim=3"), Spec((4,), 2, 0.0, 1.0)).latent
+    >>> latent.layout.size, latent.generate(5, None).shape
+    (3, torch.Size([5, 3]))
     """
 
     gives: tuple[str, ...] = ("one layer",)

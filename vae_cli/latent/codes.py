@@ -21,6 +21,14 @@ class Codes(Latent):
         posterior: (head, latent_dim, classes) → q(z|x,c).
         prior: (latent, latent_dim, classes) → p(z|c).
         classes: K.
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose("latent=codes", "model.latent_dim=2", "latent.classes=3"), Spec((64,), 2, 0.0, 1.0))
+    >>> z = vae.latent.generate(5, None)
+    >>> z.shape, z.unflatten(-1, (2, 3)).sum(-1).unique().tolist()  # one class of each latent
+    (torch.Size([5, 6]), [1.0])
     """
 
     gives = ("one layer", "discrete")

@@ -17,6 +17,15 @@ class Flat(Latent):
         latent_dim: D.
         posterior: (head, latent_dim) → q(z|x,c).
         prior: (latent, latent_dim) → p(z|c).
+
+    >>> import torch
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> latent = build(compose("model.latent_dim=3"), Spec((4,), 2, 0.0, 1.0)).latent
+    >>> draw = latent.infer(torch.zeros(5, 6), None, samples=2)  # (μ, log σ) = 0: q is the prior
+    >>> draw.z.shape, float(draw.kl.sum())
+    (torch.Size([2, 5, 3]), 0.0)
     """
 
     gives = ("one layer", "flat")

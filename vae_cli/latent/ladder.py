@@ -40,6 +40,13 @@ class Ladder(Latent):
 
     Raises:
         UserError: `hidden` does not fit `below`.
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose("latent=ladder", "latent.below=[32]", "model.latent_dim=20"), Spec((64,), 2, 0.0, 1.0))
+    >>> vae.latent.layout.sizes, vae.latent.decoded(vae.latent.generate(5, None)).shape
+    ([20, 32], torch.Size([5, 32]))
     """
 
     gives = ("flat", "shared weights")

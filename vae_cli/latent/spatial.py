@@ -18,6 +18,13 @@ class Spatial(Latent):
         posterior: (head, latent_dim) → q(z|x,c).
         prior: (latent, latent_dim) → p(z|c).
         channels: C.
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose("model=conv", "latent=spatial", "latent.channels=4"), Spec((28, 28), 2, 0.0, 1.0))
+    >>> vae.latent.layout.shapes, vae.latent_dim
+    (((4, 7, 7),), 196)
     """
 
     gives = ("one layer",)

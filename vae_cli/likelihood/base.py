@@ -56,6 +56,13 @@ class Likelihood(nn.Module):
         support: what x may be.
         outputs: P, decoder outputs for each element.
         display: what a person is shown of p(x|z): its `mean`, or a `draw` where that has no closed form.
+
+    >>> from torch.distributions import Normal
+    >>> class UnitNormal(Likelihood):
+    ...     def forward(self, outputs, event_dims, c=None):
+    ...         return Independent(Normal(split(outputs, event_dims)[0], 1.0), event_dims)
+    >>> UnitNormal()(torch.zeros(5, 1, 4, 4), 2).log_prob(torch.zeros(4, 4)).shape
+    torch.Size([5])
     """
 
     support: Support = Real()

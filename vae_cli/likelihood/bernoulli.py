@@ -79,7 +79,12 @@ class BernoulliElements(Elements):
 
 
 class Bernoulli(Likelihood):
-    """Binary data: one logit for each element, never a clamped probability."""
+    """Binary data: one logit for each element, never a clamped probability.
+
+    >>> p = Bernoulli()(torch.zeros(5, 1, 4), 1)  # logits 0: a fair coin for each of four elements
+    >>> round(float(p.log_prob(torch.ones(4))[0]), 4)  # 4 log ½
+    -2.7726
+    """
 
     support = Binary()
     gives = ("mass", "mean of x")

@@ -63,6 +63,10 @@ class Categorical(Likelihood):
 
     Args:
         levels: L.
+
+    >>> p = Categorical(levels=17)(torch.zeros(5, 17, 4), 1)
+    >>> round(float(p.log_prob(torch.zeros(4))[0]), 4)  # 4 log 1/17
+    -11.3329
     """
 
     support = Levels()

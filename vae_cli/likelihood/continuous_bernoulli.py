@@ -56,7 +56,12 @@ class ContinuousBernoulliElements(BernoulliElements):
 
 
 class ContinuousBernoulli(Likelihood):
-    """A density on [0, 1] (Loaiza-Ganem & Cunningham 2019): one logit for each element."""
+    """A density on [0, 1] (Loaiza-Ganem & Cunningham 2019): one logit for each element.
+
+    >>> p = ContinuousBernoulli()(torch.zeros(5, 1, 4), 1)  # logits 0: uniform on [0, 1]
+    >>> round(abs(float(p.log_prob(torch.rand(4))[0])), 4), p.mean[0].tolist()
+    (0.0, [0.5, 0.5, 0.5, 0.5])
+    """
 
     support = Unit()
 

@@ -95,6 +95,12 @@ class DiscretizedLogistic(Likelihood):
     Args:
         levels: L.
         mixtures: M, logistics for each element.
+
+    >>> likelihood = DiscretizedLogistic(levels=3, mixtures=1)
+    >>> p = likelihood(torch.zeros(2, 1), 1)  # location and raw log-scale of one element
+    >>> levels = torch.tensor([[0.0], [0.5], [1.0]])
+    >>> round(float(p.log_prob(levels).exp().sum()), 4)  # the masses of all levels
+    1.0
     """
 
     support = Levels()

@@ -15,7 +15,7 @@ from vae_cli.batch import mean_of_batch
 from vae_cli.config.types import Positive, Scale
 from vae_cli.likelihood.base import Elements, Likelihood, split
 
-PACE = 10.0  # how fast a σ of each element moves: an optimizer's step of 0.001 is one per cent of it
+PACE = 10.0  # speed of a learned σ of each element: an optimizer's step of 0.001 changes it by one per cent
 
 
 class GaussianElements(Elements):
@@ -78,6 +78,11 @@ class Gaussian(Likelihood):
         center: [D] mean of each element of data in units of their own, or None where 0 will do.
         spread: [D] their standard deviation, or None where 1 will do. The network's outputs and what the encoder is
             shown count in it, so that steps fit the data; x, μ and σ stay in the data's own units.
+
+    >>> likelihood = Gaussian(scale=2.0, min_scale=0.01, shape=(4,), center=None, spread=None)
+    >>> p = likelihood(torch.zeros(5, 1, 4), 1)
+    >>> p.stddev[0].tolist(), round(float(p.log_prob(torch.zeros(4))[0]), 4)  # −4 (log 2 + ½ log 2π)
+    ([2.0, 2.0, 2.0, 2.0], -6.4483)
     """
 
     elements: type[GaussianElements] = GaussianElements

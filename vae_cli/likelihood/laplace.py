@@ -40,6 +40,12 @@ class LaplaceElements(GaussianElements):
 
 
 class Laplace(Gaussian):
-    """Laplace(x | μ(z), b) on the real line; the same settings as `Gaussian`, b in place of σ."""
+    """Laplace(x | μ(z), b) on the real line; the same settings as `Gaussian`, b in place of σ.
+
+    >>> likelihood = Laplace(scale=1.0, min_scale=0.01, shape=(4,), center=None, spread=None)
+    >>> p = likelihood(torch.zeros(5, 1, 4), 1)
+    >>> round(float(p.log_prob(torch.ones(4))[0]), 4)  # −4 (1 + log 2)
+    -6.7726
+    """
 
     elements = LaplaceElements

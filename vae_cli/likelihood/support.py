@@ -1,4 +1,4 @@
-"""What x may be: which data a likelihood accepts, what its number measures, how bits for each dimension follow."""
+"""What x may be: which data a likelihood accepts, what log p(x) measures, and bits per dimension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Honest numbers: what a model is worth on a set of examples, in nats, with what they can be compared with."""
+"""Numbers of a model on a set of examples, in nats, and what they can be compared with."""
 
 from vae_cli.metrics.aggregate import aggregate
 from vae_cli.metrics.disentanglement import codes, dci, factors, linear_probe, mutual_information_gap

@@ -1,4 +1,4 @@
-"""The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): what z tells of x, and how far q(z) is from the prior."""
+"""The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): how much z tells about x, and how far q(z) is from the prior."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ELEMENTS = 2**24  # log-densities of z under members at once
 def aggregate(vae: VAE, data: Resident, *, seed: int = 0, most: int = MOST) -> dict[str, float]:
     """Return I_q(x;z) and KL(q(z) ‖ p(z)), nats, which add up to the mean KL(q(z|x) ‖ p(z)) (Hoffman & Johnson 2016).
 
-    q(z) is the mixture of the posteriors of at most `most` examples themselves (fewer where a density is dear), so
+    q(z) is the mixture of the posteriors of at most `most` examples themselves (fewer where a density is costly), so
     that the mutual information cannot exceed log of their number, which is returned beside it: near it, the mutual
     information is a lower and KL(q(z) ‖ p(z)) an upper bound of what all data would give. With a condition, q(z|c)
     and p(z|c) of one example would be needed; then only the mutual information is returned, of (x, c) and z.

@@ -1,4 +1,4 @@
-"""What the codes say of labels and ground-truth factors. Posterior means stand for codes."""
+"""What codes tell about labels and ground-truth factors; a code is the posterior mean here."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _entropy(r: NDArray, axis: int) -> NDArray:
 
 
 def linear_probe(train: tuple[NDArray, torch.Tensor], test: tuple[NDArray, torch.Tensor]) -> dict[str, float]:
-    """Return how well a linear map of codes tells the labels: accuracy for classes, mean R² for attributes."""
+    """Return how well a linear map predicts the labels from codes: accuracy for classes, mean R² for attributes."""
     from sklearn.linear_model import LinearRegression, LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

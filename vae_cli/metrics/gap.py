@@ -20,7 +20,7 @@ def amortisation(
 ) -> dict[str, float]:
     """Split log p(x) − ELBO of a (small) set of examples into amortisation and approximation gap, nats.
 
-    The parameters of q(z|x) of each example are optimised by Adam, everything else held: q*, their mean over the last
+    The parameters of q(z|x) of each example are optimised by Adam, everything else fixed: q*, their mean over the last
     steps, is near the best member of the posterior's family, so that amortisation is a lower and approximation an upper
     bound. amortisation = ELBO(q*) − ELBO(q), what one encoder for all examples costs; approximation =
     log p(x) − ELBO(q*), what the family costs. log p(x) has `samples` importance samples.

@@ -69,7 +69,7 @@ def log_likelihood(
     """Estimate log p(x) of every example: log 1/K Σ_k p(x|z_k) p(z_k) / q(z_k|x), z_k ~ q(z|x) (Burda et al. 2016).
 
     `batch_size` z are decoded at a time; by default as many as a memory bound allows. `compiled` takes 20 s at
-    the start. `advance` is told the examples done. The random state of training is left as it was.
+    the start. `advance` is called with the number of examples done. The random state of training is left as it was.
     """
     weigh = torch.compile(vae.log_weights) if compiled else vae.log_weights
     rows = batch_size or decodes_at_once(vae)
@@ -108,7 +108,7 @@ def _bound(log_w: Tensor, k: int) -> Tensor:
 
 
 def numbers(estimate: LogLikelihood, whole: Evaluation, examples: int) -> dict[str, float]:
-    """Return what an estimate says of a whole set of so many examples, of which it may have seen a part alone."""
+    """Return the scalars of an estimate for a whole set, of which it may have seen only a part."""
     total, error = estimate.mean, estimate.stderr
     if len(estimate.log_likelihood) < examples:
         total, error = _of_the_whole(estimate, whole)

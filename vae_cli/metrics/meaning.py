@@ -1,4 +1,4 @@
-"""What a number measures, and what it cannot be compared with."""
+"""What a number measures, and with what it cannot be compared."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BINARISED = {
 
 
 def measure(dataset: Dataset, likelihood: Any, *, conditional: bool = False) -> str:
-    """Say in a few words what log p(x) is of."""
+    """Return in a few words what log p(x) measures."""
     of = likelihood.support.measure(dataset.spec, BINARISED.get(dataset.binarized or "", ""))
     return of + ", of what is observed" * dataset.spec.missing + ", given labels" * conditional
 
 
 def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
-    """Return what a person must know before comparing the numbers."""
+    """Return the caveats to know before comparing the numbers."""
     spec, found = dataset.spec, list(dataset.notes)
     support = likelihood.support
     if support.mass and not support.is_mass_of(spec):
@@ -54,7 +54,7 @@ def caveats(dataset: Dataset, likelihood: Any) -> list[str]:
 
 
 def _of_columns(dataset: Dataset) -> list[str]:
-    """Say on which columns of a table a density grows without bound: those of one value, and of few."""
+    """Return on which columns of a table a density grows without bound: those of one value, and of few."""
     spec = dataset.spec
     examples = dataset.train if isinstance(dataset.train, Examples) else dataset.valid  # a stream is not looked at
     if len(spec.shape) != 1 or spec.levels is not None or spec.dequantized or examples is None:
@@ -86,7 +86,7 @@ def _listed(columns: Sequence[int]) -> str:
 
 
 def worse_than_no_model(result: Evaluation, split: str, spec: Spec, likelihood: Any, data: Resident) -> str | None:
-    """Say so where the ELBO of a split is clearly below what its elements give one by one, with no model at all.
+    """Return a warning if the ELBO of a split is clearly below the score of independent elements, without a model.
 
     Args:
         result: of the split.
@@ -111,6 +111,8 @@ def _without_a_model(spec: Spec, likelihood: Any, x: Tensor, observed: float) ->
     `observed` is the mean number of elements of an example x that are not NaN.
     """
     if likelihood.support.mass:
+        if likelihood.support.is_mass_of(spec) and not spec.levels:
+            return -math.inf, "a guess"  # a mass on values without number, counts: no guess is uniform
         levels = spec.levels if likelihood.support.is_mass_of(spec) and spec.levels else 2
         return -observed * math.log(levels), f"a uniform guess of {math.log2(levels):.3g} bits for each element"
     if spec.unit and spec.mean is None:

@@ -15,7 +15,7 @@ from vae_cli.model.layers import Readout
 
 
 def settings(*, latent_dim: Count) -> None:
-    """Every model has this setting beside its own: D, the dimensions of z (of its top layer, where there are several).
+    """Every model also has this setting: D, the dimensions of z (of its top layer, if there are several).
 
     Its signature alone is read, by the check of the configuration.
     """
@@ -29,6 +29,19 @@ class Model(nn.Module):
         outputs: P, decoder outputs for each element of x.
         features: F, width of the features h [B, F].
         latent_shape: of one code z.
+
+    >>> import torch
+    >>> class Mean(Model):
+    ...     def encode(self, x, c):
+    ...         return x.mean(1, keepdim=True)
+    ...
+    ...     def decode(self, z, c):
+    ...         return z.unsqueeze(-1).expand(-1, self.outputs, *self.shape)
+    >>> model = Mean(shape=(6,), outputs=2, features=1, latent_shape=(1,))
+    >>> model.decode(model.encode(torch.ones(5, 6), None), None).shape
+    torch.Size([5, 2, 6])
+    >>> model.head(1, 2)(torch.ones(5, 1)).shape  # two parameters for each of one dimension
+    torch.Size([5, 2])
     """
 
     def __init__(self, *, shape: Sequence[int], outputs: int, features: int, latent_shape: Sequence[int]):

@@ -40,6 +40,15 @@ class Conv(GridModel):
 
     Raises:
         UserError: the data are no pictures, or too small for so many stages.
+
+    >>> import torch
+    >>> model = Conv(
+    ...     shape=(9, 7), shown=(9, 7), latent_shape=(3,), condition_dim=0, outputs=2,
+    ...     channels=[4, 8], hidden=[16], activation="gelu",
+    ... )
+    >>> h = model.encode(torch.zeros(5, 9, 7), None)
+    >>> h.shape, model.decode(torch.zeros(5, 3), None).shape
+    (torch.Size([5, 16]), torch.Size([5, 2, 9, 7]))
     """
 
     def __init__(

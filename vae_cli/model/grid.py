@@ -21,6 +21,10 @@ class GridModel(Model):
         grid: (h, w) of the last stage.
         latent_shape: of one code: (D,), or (C, None, None) for C channels on the grid.
         width: of the features where they are no grid; None for all of the last stage's.
+
+    >>> model = GridModel(shape=(28, 28), outputs=1, channels=8, grid=(7, 7), latent_shape=(4, None, None))
+    >>> model.latent_shape, model.latent_size
+    ((4, 7, 7), 196)
     """
 
     gives = ("grid",)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vae_cli.system.errors import UserError
 
-FEW = 4  # output channels up to which a transposed convolution on the CPU leaves oneDNN,
-THREADS = 4  # where there are no more than so many
+FEW = 4  # output channels up to which a transposed convolution on the CPU avoids oneDNN
+THREADS = 4  # most threads with which that is faster
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -75,9 +75,9 @@ def halvings(size: tuple[int, int], stages: int, model: str) -> list[tuple[int, 
 
 
 class Unrounded(nn.Module):
-    """Before a kind of layer: its products stay in fp32 where others are of lower precision.
+    """A mixin for layers whose products stay in fp32 when the others run in lower precision.
 
-    What leaves the network is to be exact: a mean in bfloat16 would be off by half a grey level.
+    The last layer must be exact: a mean in bfloat16 would be off by half a grey level.
     """
 
     def forward(self, *given: Any) -> Any:
@@ -98,10 +98,10 @@ class ConvReadout(Unrounded, nn.Conv2d):
 
 
 class ConvTranspose(nn.ConvTranspose2d):
-    """A transposed convolution; one of few outputs takes, on the CPU, torch's other kernel, which is faster there.
+    """A transposed convolution. On the CPU, with few output channels, it takes torch's other kernel, which is faster.
 
     oneDNN computes these a vector of outputs at a time, most of which are then thrown away: 32 → 1 channels to 28×28
-    pixels take it three times as long, 32 → 3 twice, 32 → 8 no longer. It gains more from many threads, though.
+    pixels takes three times as long, 32 → 3 twice as long, 32 → 8 as long. With many threads oneDNN is faster.
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -113,7 +113,7 @@ class ConvTranspose(nn.ConvTranspose2d):
         return y
 
     def _takes_other(self, x: Tensor) -> bool:
-        """Whether the other kernel is faster for this input, and knows it: it is blind to vmap, export and autocast."""
+        """Whether the other kernel is faster for this input and supports it: it has no vmap, export or autocast."""
         faster = x.device.type == "cpu" and self.out_channels <= FEW and torch.get_num_threads() <= THREADS
         known = x.ndim == 4 and x.shape[0] > 0 and self.groups == 1 and not torch.is_autocast_enabled("cpu")
         outside = torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
@@ -125,7 +125,7 @@ class ConvTransposeReadout(Unrounded, ConvTranspose):
 
 
 class Condition(nn.Module):
-    """Adds a learned map of the condition to each channel: what constant label planes would do, at no cost.
+    """Adds a learned map of the condition to each channel: the same as constant label planes, but cheap.
 
     A convolution over planes that are constant across the picture is a bias for each channel.
     """

@@ -24,6 +24,15 @@ class MLP(Model):
         hidden: widths of the encoder's hidden layers; the decoder mirrors them.
         activation: a key of `layers.ACTIVATIONS`.
         bias_from_data: whether the readout's bias starts so that outputs have the mean of the training examples.
+
+    >>> import torch
+    >>> model = MLP(
+    ...     shape=(4, 4), shown=(4, 4), latent_shape=(3,), condition_dim=0, outputs=2,
+    ...     hidden=[32, 16], activation="relu", bias_from_data=False,
+    ... )
+    >>> h = model.encode(torch.zeros(5, 4, 4), None)
+    >>> h.shape, model.decode(torch.zeros(5, 3), None).shape
+    (torch.Size([5, 16]), torch.Size([5, 2, 4, 4]))
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from vae_cli.vae import VAE, Output
 
 @dataclass
 class Terms:
-    """The loss and what is reported beside it."""
+    """The loss, and the terms that are reported."""
 
     loss: Tensor  # []
     elbo: Tensor  # []
@@ -38,6 +38,14 @@ class Penalty:
         weight: β.
         free_bits: λ, nats for each latent dimension.
         target: C, nats, or None.
+
+    >>> from vae_cli.latent import Draw
+    >>> from vae_cli.distribution import diagonal
+    >>> q = diagonal(torch.zeros(5, 2), torch.ones(5, 2))
+    >>> kl = torch.tensor([[0.1, 3.0]]).expand(5, 2)
+    >>> draw = Draw(z=q.rsample((1,)), q=q, p=q, kl=kl, layers=((2, 2),), parameters=torch.zeros(5, 4))
+    >>> [round(float(each(draw)), 4) for each in (Penalty(), Penalty(free_bits=0.5), Penalty(weight=4.0, target=3.0))]
+    [3.1, 3.5, 0.4]
     """
 
     weight: Tensor | float = 1.0
@@ -47,7 +55,9 @@ class Penalty:
     def __call__(self, draw: Draw) -> Tensor:
         """Return the cost [] of a draw's KL, nats."""
         by_column = draw.kl.mean(0)
-        if self.free_bits > 0.0 or self.target is not None:  # of the whole batch: neither is linear
+        if (
+            self.free_bits > 0.0 or self.target is not None
+        ):  # the mean of the whole batch comes first: neither is linear
             by_column = mean(by_column)
         if self.free_bits > 0.0:
             parts = zip(by_column.split([columns for columns, _ in draw.layers]), draw.layers, strict=True)
@@ -64,7 +74,18 @@ class Objective(nn.Module):
     Attributes:
         extra: names of the terms reported besides ELBO, reconstruction and KL.
         selection: name of the number that the best weights are chosen by, `valid/…`: elbo, or bound (of `samples`).
-        joins: whether the loss joins the examples of a batch, other than by a mean: it then sees those of all ranks.
+        joins: whether the loss compares the examples of a batch (more than a mean): it then sees those of all ranks.
+
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose(), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> class Reconstruction(Objective):
+    ...     def loss(self, vae, output, penalty):
+    ...         return -output.log_likelihood.mean(), {}
+    >>> terms = Reconstruction(samples=1)(vae, Batch(torch.ones(5, 4)), Penalty())
+    >>> bool(terms.loss == -terms.reconstruction)
+    True
     """
 
     extra: tuple[str, ...] = ()
@@ -92,7 +113,7 @@ class Objective(nn.Module):
         raise NotImplementedError("an objective says what is minimised in `loss`")
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return parameter groups to optimise beside the model's, with settings of their own."""
+        """Return further parameter groups to optimise, with settings of their own."""
         return []
 
 
@@ -112,7 +133,7 @@ def gather_ranks(vae: VAE, output: Output) -> Output:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep gradients from a module's parameters within the block; what passes through it still has them."""
+    """Give a module's parameters no gradients within the block; gradients still flow through it to its inputs."""
     own = [p for p in module.parameters() if p.requires_grad]
     for p in own:
         p.requires_grad_(False)

@@ -30,6 +30,15 @@ class BetaTC(Objective):
         weights: `stratified` or `weighted` (equal) importance weights of the batch's members.
         examples: N, training examples.
         samples: K, draws of z for each example.
+
+    >>> from vae_cli.batch import Batch
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose(), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> objective = BetaTC(examples=100, alpha=1.0, beta=6.0, gamma=1.0, weights="stratified", samples=1)
+    >>> sorted(objective(vae, Batch(torch.ones(5, 4)), Penalty()).extra)
+    ['dimension_kl', 'mutual_information', 'total_correlation']
     """
 
     extra = ("mutual_information", "total_correlation", "dimension_kl")

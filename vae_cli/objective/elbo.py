@@ -14,6 +14,16 @@ class ELBO(Objective):
 
     Args:
         samples: K, draws of z for each example.
+
+    >>> import torch
+    >>> from vae_cli.batch import Batch
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose(), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> terms = ELBO(samples=1)(vae, Batch(torch.ones(5, 4)), Penalty())
+    >>> torch.allclose(terms.loss, -terms.elbo)
+    True
     """
 
     def __init__(self, *, samples: Count):

@@ -27,6 +27,15 @@ class Factor(ELBO):
         hidden: widths of the discriminator.
         lr: of the discriminator.
         samples: K, draws of z for each example.
+
+    >>> from vae_cli.batch import Batch
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose("model.latent_dim=3"), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> objective = Factor(latent_dim=3, weight=10.0, hidden=[8], lr=1e-4, samples=1)
+    >>> sorted(objective(vae, Batch(torch.ones(5, 4)), Penalty()).extra)
+    ['discriminator_loss', 'total_correlation']
     """
 
     extra = ("total_correlation", "discriminator_loss")

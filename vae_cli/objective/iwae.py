@@ -20,7 +20,16 @@ class IWAE(Objective):
         samples: K, draws of z for each example.
         gradient: of the encoder. `standard`: the bound's own. `stl`: without the score of q (Roeder et al. 2017);
             unbiased for K = 1 alone. `dreg`: doubly reparameterised (Tucker et al. 2019, eq. 8): unbiased, and its
-            signal does not drown in noise as K grows.
+            signal-to-noise ratio does not vanish as K grows.
+
+    >>> from vae_cli.batch import Batch
+    >>> from vae_cli.config import compose
+    >>> from vae_cli.data import Spec
+    >>> from vae_cli.parts import build
+    >>> vae = build(compose(), Spec((4,), 2, 0.0, 1.0))  # four binary elements
+    >>> terms = IWAE(samples=50, gradient="dreg")(vae, Batch(torch.ones(5, 4)), Penalty())
+    >>> torch.allclose(terms.loss, -terms.extra["bound"])
+    True
     """
 
     extra = ("bound",)
@@ -38,14 +47,14 @@ class IWAE(Objective):
     def loss(self, vae: VAE, output: Output, penalty: Penalty) -> tuple[Tensor, dict[str, Tensor]]:
         """Return −log 1/K Σ w; its gradient is Σ_k w̃_k ∇log w_k, w̃ the normalised weights, or a variant of it.
 
-        With q held in log q, its score is missing, whose expectation is −β Σ_k w̃_k (1 − w̃_k) ∂log w_k/∂z: `dreg`
-        scales the gradient of z_k by 1 − β(1 − w̃_k), which is w̃_k for β = 1.
+        With the parameters of q detached in log q, the gradient lacks q's score. Its expectation is
+        −β Σ_k w̃_k (1 − w̃_k) ∂log w_k/∂z, so `dreg` scales the gradient of z_k by 1 − β(1 − w̃_k): w̃_k for β = 1.
         """
         q, z = output.draw.q, output.z
         if self.gradient == "standard":
             log_q = q.log_prob(z)
         else:
-            with frozen(vae):  # q may have weights in common with p (latent=ladder): none of them moves log q
+            with frozen(vae):  # q may share weights with p (latent=ladder); log q gives none of them a gradient
                 log_q = vae.latent.q(output.draw.parameters.detach()).log_prob(z)
         log_ratio = output.draw.p.log_prob(z) - log_q
         log_w = output.log_likelihood + penalty.weight * log_ratio

@@ -19,6 +19,17 @@ class Posterior(nn.Module):
         head: (outputs, extra) → the module that maps features to parameters [B, outputs · D + extra].
         outputs: parameters for each element of z.
         extra: further parameters of the whole; a latent on a grid has none to give.
+
+    >>> import torch
+    >>> from vae_cli.distribution import diagonal
+    >>> class Narrow(Posterior):
+    ...     def __init__(self, *, head):
+    ...         super().__init__(head, outputs=1)
+    ...
+    ...     def distribution(self, parameters):
+    ...         return diagonal(parameters, torch.full_like(parameters, 0.1))
+    >>> Narrow(head=lambda outputs, extra: torch.nn.Linear(8, outputs * 3 + extra))(torch.zeros(5, 8)).stddev.shape
+    torch.Size([5, 3])
     """
 
     gives: tuple[str, ...] = ()

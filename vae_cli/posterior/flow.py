@@ -13,15 +13,25 @@ from vae_cli.posterior.base import Head, Posterior
 class Flow(Posterior):
     """q(z|x): a Gaussian draw passed through inverse autoregressive transforms (Kingma et al. 2016), by zuko.
 
-    The parameters are μ and log σ of the Gaussian and a context that each transform sees beside the draw so far; at
-    the start the transforms are the identity.
+    The parameters are μ and log σ of the Gaussian and a context that each transform sees with the draw so far; the
+    transforms start as the identity.
 
     Args:
         head: see `Posterior`.
         latent_dim: D, dimensions of z.
-        transforms: autoregressive transforms; the order of the dimensions turns around from one to the next.
+        transforms: autoregressive transforms; each reverses the order of the dimensions.
         hidden: widths of the hidden layers of each transform's network.
         context: width of the context.
+
+    >>> import torch
+    >>> posterior = Flow(
+    ...     head=lambda outputs, extra: torch.nn.Linear(8, outputs * 3 + extra), latent_dim=3, transforms=1, hidden=[8],
+    ...     context=4,
+    ... )
+    >>> q = posterior(torch.zeros(5, 8))
+    >>> z = q.rsample()
+    >>> z.shape, q.log_prob(z).shape
+    (torch.Size([5, 3]), torch.Size([5]))
     """
 
     gives = ("gaussian",)

@@ -13,7 +13,7 @@ from vae_cli.posterior.base import Head, Posterior
 class FullGaussian(Posterior):
     """q(z|x) = N(μ, LLᵀ), L lower-triangular with a positive diagonal; it starts diagonal.
 
-    The parameters are μ, the logarithm of L's diagonal, and what is below it.
+    The parameters are μ, the logarithm of L's diagonal, and the elements of L below it.
 
     Args:
         head: see `Posterior`.

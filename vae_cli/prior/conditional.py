@@ -17,6 +17,11 @@ class Conditional(nn.Module):
         latent_dim: D, dimensions of z.
         condition_dim: C, dimensions of the condition.
         hidden: widths of the hidden layers between c and (μ, log σ); none gives each class a Gaussian of its own.
+
+    >>> import torch
+    >>> p = Conditional(latent_dim=2, condition_dim=3, hidden=[])(torch.eye(3))
+    >>> p.batch_shape, p.event_shape
+    (torch.Size([3]), torch.Size([2]))
     """
 
     needs = {"labels": "needs labels"}

@@ -9,7 +9,7 @@ from vae_cli.config.types import Count, SomeWidths
 from vae_cli.distribution import CachedLogProb
 from vae_cli.posterior.flow import start_as_identity
 
-MEAN_DRAWS = 1000  # that the mean is estimated from
+MEAN_DRAWS = 1000  # draws that the mean is estimated from
 
 
 class Flow(nn.Module):
@@ -21,6 +21,11 @@ class Flow(nn.Module):
         latent_dim: D, dimensions of z.
         transforms: autoregressive transforms; the order of the dimensions turns around from one to the next.
         hidden: widths of the hidden layers of each transform's network.
+
+    >>> import torch
+    >>> p = Flow(latent_dim=2, transforms=1, hidden=[8])()
+    >>> round(p.log_prob(torch.zeros(2)).item(), 4)  # it starts as N(0, I): −log 2π
+    -1.8379
     """
 
     needs = {"two dimensions": "an autoregressive flow needs two dimensions"}
@@ -33,5 +38,5 @@ class Flow(nn.Module):
         start_as_identity(self.flow.transform)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return CachedLogProb(self.flow(), draws=MEAN_DRAWS)

@@ -16,6 +16,10 @@ class Mixture(nn.Module):
     Args:
         latent_dim: D, dimensions of z.
         components: of the mixture.
+
+    >>> p = Mixture(latent_dim=2, components=10)()
+    >>> p.sample((5,)).shape, p.log_prob(torch.zeros(5, 2)).shape
+    (torch.Size([5, 2]), torch.Size([5]))
     """
 
     def __init__(self, *, latent_dim: int, components: Count):
@@ -25,5 +29,5 @@ class Mixture(nn.Module):
         self.logits = nn.Parameter(torch.zeros(components))
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return GaussianMixture(self.loc, self.log_scale.exp(), self.logits)

@@ -14,6 +14,10 @@ class Standard(nn.Module):
 
     Args:
         latent_dim: D, dimensions of z.
+
+    >>> p = Standard(latent_dim=2)()
+    >>> round(float(p.log_prob(torch.zeros(2))), 4)  # −log 2π
+    -1.8379
     """
 
     gives = ("fixed prior",)
@@ -26,5 +30,5 @@ class Standard(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return diagonal(self.loc, self.scale)

@@ -19,7 +19,7 @@ class Vamp(nn.Module):
     """p(z) = 1/K Σ_k q(z|u_k) with learned pseudo-inputs u_k (VampPrior, Tomczak & Welling 2018, eq. 9).
 
     Pseudo-inputs are low + (high − low)·σ(v): always within the data's range. With a conditional model each has a
-    learned condition beside it.
+    learned condition of its own.
 
     Args:
         encoder: (x, c) → q(z|x,c).
@@ -29,6 +29,15 @@ class Vamp(nn.Module):
         high: the highest.
         components: K.
         start: `data`: pseudo-inputs start as training examples; `noise`: as noise around the training mean.
+
+    >>> from vae_cli.distribution import diagonal
+    >>> prior = Vamp(
+    ...     encoder=lambda x, c: diagonal(x[:, :2], torch.ones(len(x), 2)), shape=(4,), condition_dim=0, low=0.0,
+    ...     high=1.0, components=7, start="data",
+    ... )
+    >>> prior.initialize(torch.rand(100, 4), None)
+    >>> prior.inputs.shape, prior().sample((5,)).shape
+    (torch.Size([7, 4]), torch.Size([5, 2]))
     """
 
     needs = {"cheap density": "the densities of such a posterior at every pseudo-input would take minutes a step"}
@@ -64,7 +73,7 @@ class Vamp(nn.Module):
             self.raw.copy_(self._logit(x.mean(0)) + torch.randn_like(self.raw))
         else:
             self.raw.copy_(self._logit(x[index]))
-            if len(x) < len(self.raw):  # repeats part ways
+            if len(x) < len(self.raw):  # noise makes repeated examples differ
                 self.raw.add_(0.1 * torch.randn_like(self.raw))
         if self.conditions is not None and c is not None:
             self.conditions.copy_(c[index])
@@ -73,5 +82,5 @@ class Vamp(nn.Module):
         return torch.logit(((x - self.low) / (self.high - self.low)).clamp(MARGIN, 1.0 - MARGIN))
 
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(z) with batch shape [] and event shape [D]; the condition c plays no part."""
+        """Return p(z) with batch shape [] and event shape [D]; the condition c has no effect."""
         return mixture(self.encoder(self.inputs, self.conditions))

@@ -56,7 +56,7 @@ class Board:
     def codes(self, codes: Tensor, labels: Sequence[str] | None, images: Tensor | None, step: int) -> None:
         """Write codes [N, D] to the Projector tab, with the names of their labels and pictures [N, 3, H, W] in [0, 1].
 
-        Codes that an earlier process left there are void.
+        Codes that an earlier process left there are replaced.
         """
         for old in Path(self.writer.log_dir).glob("[0-9]*/codes"):
             shutil.rmtree(old)
@@ -64,7 +64,7 @@ class Board:
         self.writer.add_embedding(codes, named, images, step, tag="codes")
 
     def settings(self, settings: dict[str, Any], results: Iterable[str]) -> None:
-        """Write settings to the HParams tab beside the scalars of those names, into this run and no other."""
+        """Write settings and the scalars of those names to the HParams tab, for this run only."""
         plain = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in settings.items()}
         for summary in hparams(plain, dict.fromkeys(results, 0.0)):
             self._add(summary, 0)

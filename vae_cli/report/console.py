@@ -34,17 +34,17 @@ SPLITS = ("train", "valid", "test")
 
 
 class Lasting(Console):
-    """A console whose end, as of `| head`, is not the run's: what was to be printed stands in the log."""
+    """A console whose closed pipe (`| head`) does not stop the run: the log has every line."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; where there is no room, print nothing more."""
+        """Print; if stdout is full, print nothing from then on."""
         try:
             super().print(*objects, **options)
         except OSError:
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        """Print nothing more; rich's own would end the process."""
+        """Print nothing from here on; rich's own method would end the process."""
         self.quiet = True
         mute()
 
@@ -94,7 +94,7 @@ class Terminal:
             self.progress.update(self.task, completed=step)
 
     def numbers(self, epoch: float, scalars: dict[str, float]) -> None:
-        """Show the terms of the last interval beside the bar."""
+        """Show the terms of the last interval next to the bar."""
         if self.progress is None or self.task is None:
             return
         shown = " ".join(
@@ -110,7 +110,7 @@ class Terminal:
         self.progress.update(self.task, epoch=f"epoch {epoch:.1f}", numbers=shown)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -148,7 +148,7 @@ class Terminal:
 
 
 def _titled(title: str) -> Table:
-    """Return an empty table under a title, which names folders and stands there letter by letter."""
+    """Return an empty table under a title, which is shown literally: it may name folders."""
     return Table(title=Text(writable(title), "table.title"), title_justify="left")
 
 

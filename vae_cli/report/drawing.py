@@ -27,7 +27,7 @@ def grid(spec: Spec, rows: Sequence[Tensor], path: Path, title: str, names: Sequ
 
 
 def pairs(spec: Spec, real: Tensor, made: Tensor, path: Path, title: str, names: tuple[str, str]) -> Path:
-    """Write examples [N, *shape] and what became of them, in the data's own units: one above or against the other."""
+    """Write examples [N, *shape] and their reconstructions, in the data's own units: one above or against the other."""
     if not pictures.is_picture(spec.shape):
         return figures.save(tables.against(spec.standardize(real), spec.standardize(made), spec, title), path)
     both = zip(real.split(COLUMNS), made.split(COLUMNS), strict=True)
@@ -36,7 +36,7 @@ def pairs(spec: Spec, real: Tensor, made: Tensor, path: Path, title: str, names:
 
 
 def animation(spec: Spec, x: Tensor, path: Path, milliseconds: int = 80) -> Path:
-    """Write examples [N, *shape] as an animated GIF that runs there and back."""
+    """Write examples [N, *shape] as an animated GIF that runs forth and back."""
     return animation_of_rows(spec, [x], path, milliseconds)
 
 

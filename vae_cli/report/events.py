@@ -1,4 +1,4 @@
-"""TensorBoard's event file, written where events arise: an error reaches who wrote, not a thread nobody hears."""
+"""TensorBoard's event file, written by the caller: an error reaches the caller, not a background thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMBER = count()
 
 
 class Events:
-    """Writes one event file; after an error it takes no more, since a torn record would hide what follows it.
+    """Writes one event file; none after an error, since a torn record would hide all that follow.
 
     Args:
         folder: of the file.
@@ -50,7 +50,7 @@ class Events:
         self.flush()  # to the system, which keeps it when this process is killed
 
     def flush(self) -> None:
-        """Hand what was written to the system."""
+        """Flush what was written to the system."""
         self._attempt(lambda records: records.flush())
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Writer(SummaryWriter):
 
 
 def _name(folder: Path) -> str:
-    """Return a name that sorts behind those in the folder, for TensorBoard reads them in that order.
+    """Return a name that sorts after those in the folder: TensorBoard reads files in that order.
 
     The seconds since 1970 in it do so by themselves until a clock is set back, or two files begin within one second.
     """

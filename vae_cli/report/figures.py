@@ -1,4 +1,4 @@
-"""The figures of a finished run, as PNG files and as SVG that takes the colours of the page it stands on."""
+"""The figures of a finished run, as PNG files and as SVG in the colours of the page."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 @contextmanager
 def for_a_page() -> Iterator[None]:
-    """Draw within the block on no ground and in the page's ink."""
+    """Draw within the block without a background and in the page's text colour."""
     style: Any = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
     with matplotlib.rc_context(style | {"svg.fonttype": "none", "svg.hashsalt": "vae-cli"}):
         yield

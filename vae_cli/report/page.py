@@ -1,4 +1,4 @@
-"""report.html: a finished run at a glance, on one self-contained page without scripts and without network."""
+"""report.html: a finished run on one self-contained page, without scripts and without network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TILES = (
 
 @dataclass(frozen=True)
 class Heading:
-    """What a page says in words and numbers.
+    """The words and numbers of a page.
 
     `split` is the one that its pictures and its largest numbers are of; `settings` are {'kl.weight': 1.0, …}.
     """
@@ -87,7 +87,7 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
 
 
 def _latent_note(shown: int, labelled: Spec | None) -> str:
-    """Say what the points of the latent space are, and what their colours mean where there are any."""
+    """Return a caption: what the points of the latent space are, and what their colours mean, if any."""
     from vae_cli.report.figures import LISTED
 
     note = f"E[z|x] of {shown:,} examples"
@@ -128,7 +128,7 @@ def _tables(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tu
 
 
 def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Drawn) -> Path:
-    """Write report.html into a run folder; whatever text the run holds stands on the page as text."""
+    """Write report.html into a run folder; all text of the run is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -146,7 +146,7 @@ def write(folder: Path, heading: Heading, warnings: Sequence[str], sections: Dra
 
 
 def _shown(value: Any) -> Any:
-    """Return a text of the run as a page can hold it; what was drawn, an element of the page itself, stays as it is."""
+    """Return a text of the run, escaped; drawings, which are elements of the page, stay as they are."""
     return writable(value) if type(value) is str else value
 
 
@@ -176,7 +176,7 @@ def _uri(image: Tensor) -> str:
 
 
 def _command(folder: Path) -> str:
-    """Return the command line of the run, where it was kept: of a setting given twice, by a resumption, the last."""
+    """Return the command line of the run, if it is known; of a setting given again on resuming, the last value."""
     import shlex
 
     given = {override.partition("=")[0]: override for override in typed(folder)}

@@ -29,7 +29,7 @@ PACE = 1.0  # seconds between plain lines at least, where there is no terminal
 
 
 class Reporter:
-    """Writes what a run has to say into its folder and to the terminal.
+    """Writes what a run reports into its folder and to the terminal.
 
     Args:
         folder: of the run.
@@ -56,7 +56,7 @@ class Reporter:
         self._open(-1 if resumed_at is None else resumed_at)
 
     def rewind(self, step: int) -> None:
-        """Void what was written after a step: the run has gone back to it."""
+        """Drop what was written after a step: the run has gone back to it."""
         self._close()
         self._open(step)
 
@@ -73,16 +73,16 @@ class Reporter:
         self.board = Board(self.folder / "tensorboard", purge_step=step + 1)
 
     def line(self, text: str) -> None:
-        """Say something."""
+        """Print a line."""
         self.terminal.line(text)
 
     def warn(self, text: str) -> None:
-        """Say something that the person should look into; it is kept for the summary."""
+        """Print a warning, and keep it for the summary."""
         self.warnings += [text] if text not in self.warnings else []
         self.terminal.line(f"warning: {text}", style="yellow")
 
     def attempt(self, what: str, write: Callable[[], None]) -> None:
-        """Write something that a run can do without; where that fails, say so once and go on."""
+        """Write something that a run can do without; if that fails, warn once and go on."""
         try:
             write()
         except Exception as error:  # no picture is worth a run's numbers
@@ -93,7 +93,7 @@ class Reporter:
                 self.warn(line)
 
     def begin(self, step: int, total: int) -> None:
-        """Training begins; a summary of the run as it was before it went on is void."""
+        """Training begins; an earlier summary of the run is removed."""
         (self.folder / "summary.json").unlink(missing_ok=True)
         self.total, self.first, self.began, self.spoke = total, step, time.perf_counter(), 0.0
         self.terminal.begin(step, total)
@@ -178,7 +178,7 @@ class Reporter:
         drawing.grid(self.spec, list(self.spec.restore(x.cpu())), path, title, rows)
 
     def _each(self, shown: int) -> str:
-        """Say what each of so many rows is of."""
+        """Return a name for each of so many rows."""
         classes = self.spec.classes
         some = f" (the first {shown} of {classes})" if classes and shown < classes else ""
         return f"a class{some}" if classes else "an attribute vector"
@@ -212,7 +212,7 @@ class Reporter:
         write(self.folder / "summary.json", content)  # whole: other jobs of a sweep may be reading
 
     def close(self) -> None:
-        """Write what is left and let go of the files."""
+        """Write what is left and close the files."""
         self.terminal.end()
         self._close()
 
@@ -244,7 +244,7 @@ def _truncate(metrics: Path, step: int) -> None:
 
 
 def logged(metrics: Path) -> Iterator[dict[str, float]]:
-    """Yield the lines of metrics.jsonl; what is cut short, or no line of numbers at a step, is passed over."""
+    """Yield the lines of metrics.jsonl; incomplete lines, and lines without numbers at a step, are skipped."""
     for text in metrics.read_text(errors="replace").splitlines():
         with suppress(ValueError, RecursionError):
             line = json.loads(text)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and errors that name them. No torch."""
+"""Files written whole or not at all, and errors that name them. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEVER_WRITTEN_IN_PLACE = (".pt", ".pt.partial")  # checkpoints: a new one takes 
 
 
 class Unwritable(UserError):
-    """A file cannot be written; the line names it."""
+    """A file cannot be written; the message names it."""
 
 
 @contextmanager
@@ -39,9 +39,9 @@ def written(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole(path: Path, mark: str = "") -> Iterator[Path]:
-    """Within the block a file is written beside `path`, whose name it takes at the end: no reader sees a part of it.
+    """Write to a temporary file next to `path` within the block, then rename it: no reader sees a part of it.
 
-    What has that name already is replaced, never written into: where it is a link, what it leads to stays as it is.
+    An existing file is replaced, never written into. If it is a link, its target stays unchanged.
 
     Args:
         path: what the file will be called.
@@ -74,7 +74,7 @@ def not_written(what: str, error: Exception) -> str:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> Path:
-    """Write a whole CSV file, in which no text is a spreadsheet's formula, and return its path."""
+    """Write a whole CSV file and return its path. Text that looks like a spreadsheet formula is quoted."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([cell(value) for value in row] for row in rows)
     return write(path, text.getvalue())
@@ -96,7 +96,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def refuse_links(folder: Path, *, deep: bool = True) -> None:
-    """Refuse a folder in which something is a link, or no file: what is written there could land outside.
+    """Refuse a folder that holds links or special files: what is written there could land outside.
 
     Args:
         folder: of a run; or of a sweep, whose jobs each look into their own.

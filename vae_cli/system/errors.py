@@ -1,4 +1,4 @@
-"""Errors as interface: what a person can mend is one line."""
+"""Errors that a person can mend: one line each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or, where it says nothing, its name."""
+    """Return the first line of an error's message, or its name if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -19,22 +19,22 @@ class Interrupted(KeyboardInterrupt):
 
 
 def begin() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt: there is work to end well."""
+    """From here on Ctrl-C raises KeyboardInterrupt, so that work can be cleaned up."""
     _replace(end_at_once, signal.default_int_handler)
 
 
 def heed() -> None:
-    """From here on signals that would end the process in silence interrupt it: while data load, after training."""
+    """From here on signals that would end the process silently interrupt it: while data load, after training."""
     _replace(signal.SIG_DFL, _interrupt)
 
 
 def heed_no_more() -> None:
-    """Let such signals end the process in silence again."""
+    """Let such signals end the process silently again."""
     _replace(_interrupt, signal.SIG_DFL)
 
 
 def ending() -> None:
-    """From here on a signal interrupts nothing: the process ends, and ends with the exit code it has.
+    """Ignore signals from here on: the process ends with the exit code that it has.
 
     Raised while Python ends, an interruption would be printed as a traceback. Ctrl-C still stops at once, in silence,
     and so does a second one of the other signals.
@@ -45,7 +45,7 @@ def ending() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block signals wait for its end: the C code of a library that imports Python would lose them."""
+    """Delay signals until the end of the block: C code that imports Python would lose them."""
     with Interruption() as interruption:
         yield
     interruption.honour(interruption.requests[:])

@@ -1,4 +1,4 @@
-"""What a rank does while its main thread waits for the others inside torch, where Python hears nothing. No torch.
+"""Signs of life between ranks, while the main thread waits inside torch and Python gets no signals. No torch.
 
 Each rank gives a sign of life every second, from a thread of its own: one that computes gives it as well, one that is
 stopped or out of reach does not.
@@ -24,7 +24,7 @@ STUCK = 2.0  # seconds in one call of C after which the main thread is taken to 
 
 
 class Watch:
-    """Two threads: one gives signs of life and counts the others', one hears signals.
+    """Two threads: one sends signs of life and counts those of others, one receives signals.
 
     Attributes:
         quiet: for each other rank, for how many of our beats it has given no sign of life; empty before the ranks met.
@@ -40,12 +40,12 @@ class Watch:
         self._start(self._listen)
 
     def meet(self, store: Any) -> None:
-        """Give signs of life from here on, and expect the others' under the keys of a store."""
+        """Start sending signs of life, and expect those of other ranks under the keys of a store."""
         self.quiet = {rank: 0 for rank in range(ranks.count()) if rank != ranks.rank()}
         self._start(self._beat, store)
 
     def end(self) -> None:
-        """Give no more signs of life, and expect none."""
+        """Stop sending signs of life, and expect none."""
         self._over.set()
         signal.set_wakeup_fd(-1)
         os.write(self._mouth, b"\0")
@@ -59,7 +59,7 @@ class Watch:
         self._threads[-1].start()
 
     def _beat(self, store: Any) -> None:
-        """Count beats, not seconds: where the whole machine slept, nobody was silent."""
+        """Count beats, not seconds: if the whole machine slept, no rank was silent."""
         before: dict[int, bytes | None] = dict.fromkeys(self.quiet)
         beats = 0
         with suppress(RuntimeError):  # the store has ended, and with it the run
@@ -115,7 +115,7 @@ def _place() -> tuple[int, int]:
 
 
 def _leave(line: str, code: int) -> NoReturn:
-    """End the process from beside its main thread, which cannot be interrupted where it is."""
+    """End the process from another thread than the main one, which cannot be interrupted where it is."""
     who = f"rank {ranks.rank()}: " if ranks.rank() > 0 else ""
     os.write(2, f"vae-train: {who}{line}\n".encode())
     os._exit(code)

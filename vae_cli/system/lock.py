@@ -21,7 +21,7 @@ class Busy(UserError):
 
 
 def wait(folder: Path, seconds: float) -> None:
-    """Wait until no other process holds a folder, for so long at most.
+    """Wait until no other process holds the lock of a folder, up to a time limit.
 
     Raises:
         Busy: another process still holds it.
@@ -39,7 +39,7 @@ def wait(folder: Path, seconds: float) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], None]]:
-    """Hold a folder within the block; what is yielded refuses to go on once the folder was deleted or renamed.
+    """Lock a folder within the block. Calling what is yielded raises once the folder was deleted or renamed.
 
     Raises:
         Busy: another process holds it.
@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[Callable[[], None]]:
 
 
 def _refuse_to_go_on_without(folder: Path, number: int) -> None:
-    """Refuse to go on where a folder is no longer the one that was locked: what it is given now would be lost.
+    """Raise if a folder is no longer the one that was locked: what is written to it would be lost.
 
     Raises:
         UserError: it was deleted or renamed.

@@ -1,4 +1,4 @@
-"""What of the machine this process may use."""
+"""The part of the machine that this process may use: memory, threads, kernels."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def free_memory() -> int:
 
 
 def set_up(*, tf32: bool = False, threads: int | str = "auto") -> None:
-    """Say how many CPU threads compute, and whether CUDA may compute fp32 products in TensorFloat-32.
+    """Set the number of CPU threads, and whether CUDA may compute fp32 products in TensorFloat-32.
 
-    torch's own default lets convolutions, unasked.
+    torch's default allows it for convolutions.
     """
     torch.set_num_threads(usable_threads() if isinstance(threads, str) else threads)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -57,7 +57,7 @@ def set_up(*, tf32: bool = False, threads: int | str = "auto") -> None:
 
 
 def prepare_compiler() -> None:
-    """Let torch.compile draw what eager code would, and forget what earlier jobs of the process compiled."""
+    """Make torch.compile draw the same random numbers as eager code, and forget what earlier jobs compiled."""
     import torch._inductor.config as inductor
 
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Standard output, which may go away, fill up or lack letters; text and numbers as others read them. No torch."""
+"""Printing that survives a closed or full stdout; text and numbers for shells, Hydra and spreadsheets. No torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMULA = ("=", "+", "-", "@")  # how a spreadsheet's formula begins
 
 
 def say(text: str) -> None:
-    """Print a line; where there is no room, print nothing more: what a run does is not lost for it."""
+    """Print a line. If stdout is closed or full, print nothing from then on: the run goes on."""
     try:
         print(writable(text), flush=True)
     except OSError:
@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 
 def mute() -> None:
-    """Print nothing more, what still waits to be printed included."""
+    """Print nothing from here on, buffered text included."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -40,7 +40,7 @@ def print_in_any_encoding() -> None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace letters that cannot be encoded: ± by +-, those without a likeness by their number."""
+    """Replace letters that cannot be encoded: ± by +-, others by their code point."""
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end]
     likeness = (BEYOND_ASCII.get(each) or each.encode("ascii", "backslashreplace").decode() for each in lacking)
@@ -51,7 +51,7 @@ codecs.register_error("plain", _plain)
 
 
 def number(value: object) -> float | None:
-    """Return a finite number as a float; None for all else, which counts as missing."""
+    """Return a finite number as a float; None for anything else, which counts as missing."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     with suppress(OverflowError):
@@ -60,9 +60,9 @@ def number(value: object) -> float | None:
 
 
 def writable(text: str) -> str:
-    """Return a line that UTF-8 can hold and a terminal can show: what is no letter stands there by its number.
+    """Return a line that UTF-8 can hold and a terminal can show: other characters become their code point.
 
-    That is so for ESC and other control characters, ends of lines, and bytes of a file's name that are no letters.
+    These are ESC and other control characters, ends of lines, and bytes of a file's name that are not UTF-8.
     """
     return text.translate(ESCAPED).encode("utf-8", "backslashreplace").decode()
 
@@ -83,7 +83,7 @@ def _is_number(text: str) -> bool:
 
 
 def bound_sign(numbers: Mapping[str, object], split: str, name: str) -> str:
-    """Mark what the number of examples bounds: mutual information at its limit, and what the KL leaves beside it."""
+    """Return the sign of a value that the number of examples bounds: mutual information at its limit, or the rest."""
     value, limit = (number(numbers.get(f"{split}/mutual_information{end}")) for end in ("", "_bound"))
     if value is None or limit is None or limit - value > NEAR:
         return ""

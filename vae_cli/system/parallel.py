@@ -1,4 +1,4 @@
-"""Data-parallel training: several processes compute the gradient that one would (Li et al. 2020, PyTorch Distributed).
+"""Data-parallel training: several processes compute the gradient of one (Li et al. 2020, PyTorch Distributed).
 
 Each rank takes its own rows of every global batch, and draws what one process would draw for all of it (see
 `randomness.own_rows`), so that the number of ranks changes nothing but the speed. Outside torchrun each function here
@@ -58,7 +58,7 @@ def start(device: torch.device) -> None:
 
 
 def _share_batches() -> None:
-    """Let means and draws of a batch be those of all ranks' rows, as many ranks as there are now."""
+    """Make means and draws of a batch those of the rows of all current ranks."""
     JOINT.mean, JOINT.gather, JOINT.alone = mean, gather, count() == 1
     randomness.share(rank(), count())
 
@@ -99,19 +99,19 @@ def _client() -> Any:
 
 
 def remember(folder: str) -> None:
-    """Let the processes that torchrun may start in place of these know the run's folder."""
+    """Store the run's folder for the processes that torchrun may start in place of these."""
     if ranks.count() > 1 and (store := _agent()) is not None:
         store.set(FOLDER, folder)
 
 
 def remembered() -> str | None:
-    """Return the folder of the processes that these were started in place of."""
+    """Return the run's folder, stored by the processes that these replace."""
     store = _agent()
     return store.get(FOLDER).decode() if store is not None and store.check([FOLDER]) else None
 
 
 def part_ways() -> None:
-    """Leave the others: from here on each rank is alone."""
+    """Leave the group: from here on each rank is alone."""
     if dist.is_initialized():
         dist.barrier()
         _end()
@@ -159,7 +159,7 @@ def rank() -> int:
 
 
 def shared(value: T) -> T:
-    """Return rank 0's value, any plain object or tensors; the others' do not count."""
+    """Return rank 0's value (a plain object or tensors) on every rank."""
     if count() == 1:
         return value
     box = [value if rank() == 0 else None]
@@ -192,7 +192,7 @@ def largest(values: list[float]) -> list[float]:
 
 @contextmanager
 def one_after_another() -> Iterator[None]:
-    """Let the first rank of each machine do the block before the others: what it caches, they find."""
+    """Run the block on the first rank of each machine before the others, which then find what it cached."""
     if count() > 1 and ranks.local_rank() > 0:
         dist.barrier()
     yield

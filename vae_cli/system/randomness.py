@@ -16,7 +16,7 @@ _rank, _ranks = 0, 1  # this process's place among those that share a batch
 
 
 def share(rank: int, ranks: int) -> None:
-    """Say which rows of a batch are this process's: those of one rank of so many."""
+    """Set which rows of a batch belong to this process."""
     global _rank, _ranks
     _rank, _ranks = rank, ranks
 
@@ -29,9 +29,9 @@ def seed_everything(seed: int) -> None:
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """Seed the generators that a run on `device` draws from, at a small part of `torch.manual_seed`'s cost.
+    """Seed the generators that a run on `device` draws from; much cheaper than `torch.manual_seed`.
 
-    That one asks every kind of device there is, and keeps a stack trace for each that is not in use.
+    That function asks every kind of device, and keeps a stack trace for each that is not in use.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -42,7 +42,7 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def mixed(seed: int, k: int) -> int:
-    """Return the seed of the k-th of a row of things that each draw for themselves."""
+    """Return the seed of the k-th of several independent streams."""
     return (seed * 0x9E3779B97F4A7C15 + k * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**63
 
 
@@ -107,7 +107,7 @@ def normal(shape: Sequence[int], like: Tensor) -> Tensor:
 
 @contextmanager
 def fork(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed of one's own within the block; leave torch's generators as they were."""
+    """Draw from the given seed within the block; torch's generators are restored after it."""
     host, on_device = torch.get_rng_state(), _device_state(device)
     reseed(seed, device)
     try:

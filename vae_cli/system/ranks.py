@@ -35,11 +35,11 @@ def adopt_tasks() -> None:
 
 
 class Said(UserError):
-    """An error that this rank has told of already."""
+    """An error that this rank has already printed."""
 
 
 def say(reason: str) -> None:
-    """Tell of an error as a rank above the first."""
+    """Print an error as a rank above the first."""
     print(f"vae-train: rank {rank()}: error: {reason}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the curves of a finished run say of it, for the person who did not look at them. No torch."""
+"""Warnings that the curves of a finished run give: overfitting, not converged, too short. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 FEW = 8  # validations below which a curve is judged by its ends alone
 FEW_STEPS = 300  # steps in which hardly a model learns
 LATE = 0.2  # the share of a run that counts as its end
-LEAST = 0.1  # nats that nobody needs to be told of
+LEAST = 0.1  # nats: smaller differences are not reported
 CLEAR = 1.0  # nats that must be gained where there are few validations
 RISING = 0.02  # share of the whole climb that a run still gains at its end while it has not converged
 RISING_OF_FEW = 0.1  # the same, between the last two of few validations
@@ -27,7 +27,7 @@ Curve = list[tuple[float, float]]  # (epoch, value)
 
 
 def warnings(lines: Sequence[dict[str, float]], settled: float) -> list[str]:
-    """Return what is amiss with a run, from the lines of its metrics.jsonl.
+    """Return the warnings about a run, from the lines of its metrics.jsonl.
 
     Args:
         lines: of training and validation, in order.
@@ -44,7 +44,7 @@ def _curve(lines: Sequence[dict[str, float]], key: str, settled: float) -> Curve
 
 
 def _few_steps(lines: Sequence[dict[str, float]]) -> str | None:
-    """Say so where a run was over before a model can have learned."""
+    """Return a warning if a run ended before a model can have learned."""
     steps = max((int(line["step"]) for line in lines if "step" in line), default=FEW_STEPS)
     if steps >= FEW_STEPS:
         return None
@@ -55,7 +55,7 @@ def _few_steps(lines: Sequence[dict[str, float]]) -> str | None:
 
 
 def _falls(curves: dict[str, Curve]) -> str | None:
-    """Say so where validation was best well before the end and has clearly fallen since, and why."""
+    """Return a warning if validation was best well before the end and has clearly fallen since, with the reason."""
     valid = curves["valid/elbo"]
     values = np.array([value for _, value in valid])
     smooth = _smooth(values, max(3, len(values) // 10) | 1)
@@ -126,7 +126,7 @@ def _fit(values: np.ndarray, shapes: np.ndarray) -> tuple[float, float]:
 
 
 def _smooth(values: np.ndarray, width: int) -> np.ndarray:
-    """Return the mean of the values [n] about each, of an odd number of them; at the ends of fewer."""
+    """Return the moving mean of values [n] over an odd window, which is shorter at the ends."""
     half = width // 2
     return np.array([values[max(0, k - half) : k + half + 1].mean() for k in range(len(values))])
 
@@ -138,7 +138,7 @@ def _rose(curve: Curve, epoch: float) -> bool:
 
 
 def _still_rises(valid: Curve) -> str | None:
-    """Say so where the last fifth of the run lies clearly above the fifth before it."""
+    """Return a warning if the last fifth of the run lies clearly above the fifth before it."""
     values = np.array([value for _, value in valid])
     few = max(2, round(LATE * len(values)))
     gain = float(np.median(values[-few:]) - np.median(values[-2 * few : -few]))
@@ -159,7 +159,7 @@ def _clearly_rises(values: np.ndarray, gain: float) -> bool:
 
 
 def _rose_to_the_end(curves: dict[str, Curve]) -> str | None:
-    """Say so where few validations, or else the training curve, still rose by much at the end."""
+    """Return a warning if few validations, or the training curve, still rose by much at the end."""
     valid, train = ([value for _, value in curves[key]] for key in ("valid/elbo", "train/elbo"))
     third = len(train) // 3
     if len(valid) > 1:

@@ -15,7 +15,7 @@ WARM_UP = 3  # steps on a side stream before the capture, as torch asks for
 
 
 def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Return the graph of what a function launches; distributions do not check their arguments meanwhile.
+    """Return the graph of what a function launches, with the checks of distributions switched off.
 
     Raises:
         UserError: it waits for the device, which a graph cannot.
@@ -38,7 +38,7 @@ def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
 
 
 class Graph:
-    """Runs a function of an index a few times, then captures it in a CUDA graph and replays that."""
+    """Runs a function of an index a few times, then captures it in a CUDA graph and replays the graph."""
 
     def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None

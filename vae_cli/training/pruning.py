@@ -1,6 +1,6 @@
-"""The median stopping rule: a job of a sweep that its finished siblings have left far behind is given up. No torch.
+"""The median stopping rule: a job of a sweep that is far behind its finished siblings is stopped. No torch.
 
-It rests on the files that the jobs of a sweep leave beside one another, so it works with every launcher.
+It reads the files that the jobs of a sweep write next to one another, so it works with every launcher.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Curve = list[tuple[float, float]]  # (epoch, value)
 
 
 class MedianRule:
-    """Gives a run up whose best value so far is below the median of its finished siblings' running averages.
+    """Stops a run whose best value so far is below the median of its finished siblings' running averages.
 
     (Golovin et al. 2017, section 3.2.) A running average is the mean of a sibling's values up to the same epoch. It
-    lags behind its curve, so that only a hopeless run falls below the median. Siblings that were given up themselves,
+    lags behind its curve, so that only a hopeless run falls below the median. Siblings that were stopped themselves,
     failed, or measure something else do not count.
 
     Args:
@@ -38,7 +38,7 @@ class MedianRule:
         self.siblings: dict[Path, Curve] = {}  # of the finished ones; empty where one does not count
 
     def __call__(self, epoch: float) -> str | None:
-        """Say why the run is given up at an epoch, None where it is not."""
+        """Return why the run is to stop at an epoch, or None."""
         own = _until(epoch, _curve(self.folder))
         if epoch + CLOSE < self.earliest or not own:
             return None

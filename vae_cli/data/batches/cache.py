@@ -99,7 +99,7 @@ def _writing(path: Path, shape: Sequence[int]) -> Iterator[Tensor]:
 
 
 def _mark() -> str:
-    """Return what sets apart the files that this process writes in a cache."""
+    """Return the part of a file name that marks this process's files in a cache."""
     return f".{platform.node()}.{os.getpid()}"
 
 
@@ -134,6 +134,6 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def stamp(file: Path) -> str:
-    """Return a file's name, size and time of change: what tells an edited file from the one that was read."""
+    """Return a file's name, size and time of change: an edited file differs in them."""
     status = file.stat()
     return f"{file.absolute()}|{status.st_size}|{status.st_mtime_ns}"

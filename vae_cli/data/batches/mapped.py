@@ -15,9 +15,9 @@ CHUNK = 2**24  # bytes at once in a pass over a whole array
 
 
 class Mapped:
-    """Rows of an array in a file, as the tensor [N, *shape] that they would be; what is asked for is read, no more.
+    """Rows of an array in a file, used as a tensor [N, *shape]; only what is asked for is read.
 
-    It speaks as much of a tensor as examples need. Nothing grows with N but the rows' numbers, 4 bytes each.
+    It has those methods of a tensor that examples need. Nothing grows with N but the rows' numbers, 4 bytes each.
 
     Args:
         array: [M, …] of any number type, mapped from a file; channels may come last.
@@ -114,7 +114,7 @@ def std_mean(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def reserve(file: int, size: int) -> None:
-    """Take the room on disk now: a full disk met through a map would kill the process."""
+    """Reserve the space on disk now: a full disk met through a memory map would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:

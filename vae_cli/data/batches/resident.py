@@ -1,4 +1,4 @@
-"""Examples as they were stored become batches on the device: from its own memory, or streamed there from the host's."""
+"""Stored examples become batches on the device: from its own memory, or streamed from the host's."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Resident:
         return Batch(self.transform(x.nan_to_num(0.0)), y, known)
 
     def prefetch(self, index: Tensor) -> None:
-        """Take note of the index that `batch` will be asked for next."""
+        """Announce the index that `batch` will be asked for next."""
 
     def batches(self, size: int, most: int | None = None) -> Iterator[Batch]:
         """Yield every example (the first `most` of them) once in order, the short last batch included."""
@@ -119,7 +119,7 @@ class Streamed(Resident):
 
 
 def free_on(device: torch.device) -> int:
-    """Return the bytes of memory that a CUDA device could still give, torch's own reserve included."""
+    """Return the free bytes of memory of a CUDA device, torch's own reserve included."""
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserve
 

@@ -19,7 +19,7 @@ from vae_cli.system.errors import UserError
 
 
 class Stream(Resident):
-    """A feed as the trainer asks for it: by positions in an epoch, one batch after another.
+    """A feed as the trainer uses it: by positions in an epoch, one batch after another.
 
     Of R readers each has its part of an epoch and its share of every batch, [l·B // R, (l+1)·B // R) for reader l.
     A rank that takes its rows of the global batch runs the readers whose shares they are, and opens no other shard; the
@@ -70,7 +70,7 @@ class Stream(Resident):
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
 
     def _ask(self, index: Tensor) -> list[Future[Examples]]:
-        """Let the readers whose shares of the global batch are in an index of positions take them."""
+        """Give each reader its share of an index of positions in the global batch."""
         size, many = len(index) * parallel.count(), len(self.readers)
         nth, first = divmod(int(index[0]), size)
         end, steps = first + len(index), len(self) // size
@@ -107,7 +107,7 @@ class Reader:
         return self.feed.decode(list(islice(self.raw, n)))
 
     def _endless(self, at: tuple[int, int], part: range) -> Iterator[Any]:
-        """Yield a part again where it gives less than it should: what is broken may be skipped."""
+        """Yield a part again if it gives fewer examples than it should: broken ones may have been skipped."""
         for turn in count():
             empty = True
             for raw in self.feed.read(*at, part, turn):

@@ -1,1 +1,1 @@
-"""Shards: tar files of samples, read past."""
+"""Shards: tar files of samples, read as a stream."""

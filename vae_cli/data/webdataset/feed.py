@@ -1,4 +1,4 @@
-"""Shards as training examples that come in sequence."""
+"""Shards as a stream of training examples."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Shards(Feed):
         return gathered(self.decode, self._between(range(len(self.urls)), every), len(self))
 
     def decode(self, raw: Sequence[Any]) -> Examples:
-        """Return samples as examples; a broken one that is skipped gives its place to another."""
+        """Return samples as examples; a broken one that is skipped is replaced by another."""
         found = [one for one in map(self._decoded, raw) if one is not None]
         if not found:
             raise UserError("data: nothing that can be read is left in the shards; see the warnings above")

@@ -65,7 +65,7 @@ class Reader:
             self.tell(url, error)
 
     def tell(self, what: str, error: Exception) -> None:
-        """Say what is broken: on stderr, once, where it is skipped.
+        """Report what is broken: on stderr, once, if it is skipped.
 
         Raises:
             UserError: it is not to be skipped.
@@ -191,7 +191,7 @@ def _tensor(x: np.ndarray) -> Tensor:
 
 
 def name_of(sample: Any) -> str:
-    """Return what errors call a sample."""
+    """Return the name of a sample in error messages."""
     where = sample[2] if isinstance(sample, tuple) else sample
     return f"example {where['__key__']} of {where['__url__']}"
 
