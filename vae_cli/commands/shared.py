@@ -19,6 +19,7 @@ from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from vae_cli.config.check import forget
 from vae_cli.config.words import CONF, OVERLAYS, OWN_CONF, groups, one_line
 from vae_cli.system.errors import UserError, first_line
 from vae_cli.system.interruption import RESUMABLE, Interrupted, begin, ending
@@ -214,7 +215,9 @@ def own_folders() -> list[Path]:
     """Return the folders of the person's own parts (--config-dir), and make the modules beside them importable."""
     sources = HydraConfig.get().runtime.config_sources
     own = [source.path for source in sources if source.provider == "command-line"]
-    sys.path[:0] = [path for path in own if path not in sys.path]
+    if new := [path for path in own if path not in sys.path]:
+        sys.path[:0] = new
+        forget()
     return [Path(path) for path in own]
 
 

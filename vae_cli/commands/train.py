@@ -288,9 +288,8 @@ def _withdraw(folder: Path) -> None:
 def _accepted(settings: dict[str, Any]) -> Config:
     from vae_cli.config import validate
 
-    config = validate(settings)
-    _find_own_parts(settings)
-    return config
+    _find_own_parts(settings)  # first: whose sources say what their settings may be
+    return validate(settings)
 
 
 def _train(composed: DictConfig, settings: dict[str, Any], folder: Path, resume: bool, sweeping: bool = False) -> float:
