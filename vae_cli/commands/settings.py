@@ -102,9 +102,8 @@ def accept(settings: dict[str, Any]) -> Config:
     """
     from vae_cli.config import validate
 
-    config = validate(settings)
-    _find_own_parts(settings)
-    return config
+    _find_own_parts(settings)  # first: their sources say what their settings may be
+    return validate(settings)
 
 
 def _find_own_parts(settings: dict[str, Any]) -> None:

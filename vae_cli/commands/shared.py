@@ -189,7 +189,11 @@ def own_folders() -> list[Path]:
     """Return the folders of the person's own parts (--config-dir), and make the modules beside them importable."""
     sources = HydraConfig.get().runtime.config_sources
     own = [source.path for source in sources if source.provider == "command-line"]
-    sys.path[:0] = [path for path in own if path not in sys.path]
+    if new := [path for path in own if path not in sys.path]:
+        sys.path[:0] = new
+        from vae_cli.config.check import forget  # not before it is needed: it takes a while
+
+        forget()
     return [Path(path) for path in own]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
 
-from vae_cli.config import rules
+from vae_cli.config import rules, signatures
 from vae_cli.config.commands import Evaluate
 from vae_cli.config.options import GROUPS, NOT_SETTINGS, OFFERED, SHARED, targets
 from vae_cli.config.run import Config, Trainer
@@ -71,6 +71,12 @@ def schema(group: str, target: str) -> type[Part]:
         if name not in OFFERED[group] or name in shared
     }
     return create_model(target.rpartition(".")[2], __base__=Part if own.closed else OpenPart, **fields)
+
+
+def forget() -> None:
+    """Read the sources of parts anew: the folders where modules are found have changed."""
+    schema.cache_clear()
+    signatures.forget()
 
 
 def setting_names(group: str, target: str) -> list[str]:
