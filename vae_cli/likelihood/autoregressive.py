@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from vae_cli.likelihood.base import Likelihood
 from vae_cli.likelihood.support import Levels
 from vae_cli.system.errors import UserError
 
-AT_ONCE = 256  # pictures that are drawn together: their layers' values stay within some 100 MB
+AT_ONCE = 128  # pictures at once: larger tensors are returned to the system after each layer, which costs more
 
 
 class Autoregressive(Likelihood):
@@ -77,13 +77,13 @@ class Autoregressive(Likelihood):
 
     def draw(self, outputs: Tensor) -> Tensor:
         """Draw pictures [N, 1, H, W], a pixel after the other, each layer computed at that pixel alone."""
-        layers = [self.first, *self.body]
+        layers = [self.first, *cast("Iterable[MaskedConv]", self.body)]
         weights, seen = [layer.upper for layer in layers], self.seen(outputs)
         x, *inputs = (layer.canvas(outputs) for layer in layers)
         for row, column in product(*map(range, self.frame)):
             context = [each[:, :, row, column] for each in seen]
             h = F.glu(self.first.at(x, row, column, weights[0]) + context[0], 1)
-            for layer, canvas, weight, own in zip(self.body, inputs, weights[1:], context[1:], strict=True):
+            for layer, canvas, weight, own in zip(layers[1:], inputs, weights[1:], context[1:], strict=True):
                 layer.put(canvas, row, column, h)
                 h = h + F.glu(layer.at(canvas, row, column, weight) + own, 1)
             self.first.put(x, row, column, self._drawn(self.readout(h[:, :, None, None]).flatten(1)))
@@ -158,7 +158,8 @@ class PixelByPixel(Explained):
         whole = x.expand(torch.broadcast_shapes(x.shape, self.batch_shape + self.event_shape))
         flat = whole.reshape(-1, 1, *self.net.frame)
         p = self.expand(whole.shape[: whole.ndim - len(self.event_shape)])
-        logits = self.net.logits(flat, self.net.seen(p._flat()))
+        parts = zip(flat.split(AT_ONCE), p._flat().split(AT_ONCE), strict=True)
+        logits = torch.cat([self.net.logits(part, self.net.seen(outputs)) for part, outputs in parts])
         if self.net.levels == 2:
             found = flat * logits - F.softplus(logits)
         else:
