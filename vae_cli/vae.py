@@ -110,6 +110,10 @@ class VAE(nn.Module):
         """Return q(z|x,c), batch [B], event [D]."""
         return self.latent.q(self.parameters_of(batch))
 
+    def code_of(self, batch: Batch) -> Tensor:
+        """Return the code [B, D] that stands for each example."""
+        return self.latent.code_of(self.encode(batch))
+
     def parameters_of(self, batch: Batch) -> Tensor:
         """Return the parameters [B, P] of q(z|x,c)."""
         return self.encoder.parameters(batch.x, self.conditioning(batch.y), batch.known)

@@ -135,6 +135,11 @@ class TopDown(Explained):
         super().__init__(top.batch_shape, torch.Size([layout.size]), validate_args=False)
         self.top, self.layout, self.down, self.statistics = top, layout, down, statistics
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TopDown:
+        """Return the same distribution with a larger batch."""
+        wide = [each and each.expand((*batch_shape, each.batch_shape[-1])) for each in self.statistics]
+        return TopDown(self.top.expand(torch.Size(batch_shape)), self.layout, self.down, wide)
+
     @property
     def mean(self) -> Tensor:
         """The means of the layers, each given the mean above: [B, D]."""

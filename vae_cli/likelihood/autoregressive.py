@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_cli.config.types import Count
+from vae_cli.distribution import Explained
 from vae_cli.likelihood.base import Likelihood
 from vae_cli.likelihood.support import Levels
 from vae_cli.system.errors import UserError
@@ -88,13 +89,11 @@ class MaskedConv(nn.Conv2d):
         return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.padding)
 
 
-class PixelByPixel(Distribution):
+class PixelByPixel(Explained):
     """p(x|z) of an `Autoregressive` likelihood; densities take one pass, draws one for each pixel.
 
     Its mean has no closed form, and none is offered.
     """
-
-    arg_constraints: dict[str, Any] = {}
 
     def __init__(self, net: Autoregressive, outputs: Tensor, event_dims: int):
         split = outputs.ndim - event_dims - 1

@@ -39,6 +39,8 @@ class _BernoulliLogProb(torch.autograd.Function):
 class BernoulliElements(Elements):
     """Bernoulli with logits l: log p(x) = x·l − softplus(l). Values between 0 and 1 give the cross-entropy."""
 
+    batched = ("logits",)
+
     def __init__(self, logits: Tensor, event_dims: int):
         super().__init__(logits, event_dims)
         self.logits = logits
