@@ -75,6 +75,7 @@ class Latent(nn.Module):
 
     gives: tuple[str, ...] = ("one layer",)
     extra: tuple[str, ...] = ()  # names of what `Draw.extra` holds
+    moved = "dimension moved over ±{:g} standard deviations of its codes"  # what a traversal shows
 
     def __init__(self, layout: Layout):
         super().__init__()

@@ -27,6 +27,7 @@ class Codes(Latent):
     """
 
     gives = ("one layer", "discrete")
+    moved = "latent through its classes"
     needs = {
         "categorical posterior": "its codes are classes",
         "categorical prior": "its codes are classes",

@@ -51,7 +51,7 @@ class ContinuousBernoulliElements(BernoulliElements):
         return self.rsample(sample_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw with gradients from [0, 1] by the inverse of F(x) = (e^(l·x) − 1) / (e^l − 1), for l > 0 by 1 − x under −l."""
+        """Draw, with gradients, by the inverse of F(x) = (e^(l·x) − 1) / (e^l − 1), for l > 0 by 1 − x under −l."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
         negative = -self.logits.abs().clamp(min=1e-6)  # closer to 0 it is uniform to float precision
         x = torch.log1p(u * torch.expm1(negative)) / negative

@@ -63,8 +63,8 @@ class DiscretizedLogisticElements(Elements):
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticElements:
         """Return the same distribution with a larger batch."""
         parts = (t.movedim(0, -1) for t in (self.logits, self.loc, self.log_scale))
-        wide = (t.expand(*batch_shape, *self.event_shape, -1).movedim(-1, 0) for t in parts)
-        return DiscretizedLogisticElements(*wide, self.levels, len(self.event_shape))
+        logits, loc, scale = (t.expand(*batch_shape, *self.event_shape, -1).movedim(-1, 0) for t in parts)
+        return DiscretizedLogisticElements(logits, loc, scale, self.levels, len(self.event_shape))
 
     @property
     def mode(self) -> Tensor:

@@ -97,7 +97,7 @@ def _train(
     vae.products = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
     if vae.wants_examples and not resume:
         vae.initialize(dataset.fixed_train(device, EVALUATED, seed=0).batch(slice(0, EVALUATED)))
-    objective = _objective(config, dataset, device)
+    objective = _objective(config, vae, dataset, device)
     _probe(vae, objective, dataset, config, device)
     told: list[str] = []
     last, best = parallel.by_first(lambda: _states(folder, config, dataset, told.append)) if resume else (None, None)
@@ -198,8 +198,8 @@ def _best_state(path: Path, config: Config, tell: Callable[[str], None]) -> dict
     return best
 
 
-def _objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
-    objective = assemble("objective", config.objective, latent_dim=config.model.latent_dim, examples=len(dataset.train))
+def _objective(config: Config, vae: VAE, dataset: Dataset, device: torch.device) -> Objective:
+    objective = assemble("objective", config.objective, latent_dim=vae.latent_dim, examples=len(dataset.train))
     if not isinstance(objective, Objective):
         raise UserError(f"objective._target_={config.objective.target}: a vae_cli.objective.Objective is allowed")
     return objective.to(device)
@@ -278,7 +278,7 @@ def _introduce(
     start = f", going on at step {trainer.step}" if trainer.step else ""
     reporter.line(
         f"{name_of('data', config.data)} {list(spec.shape)} ({sizes}{kind}) | {name_of('model', config.model)}, "
-        f"{vae.latent_dim} latent dimensions, {count:,} parameters | {name_of('likelihood', config.likelihood)} | "
+        f"{vae.latent.described}, {count:,} parameters | {name_of('likelihood', config.likelihood)} | "
         f"{trainer.how} | {trainer.total:,} steps of {trainer.batch_size}{start} "
         f"| {folder}"
     )
@@ -354,8 +354,7 @@ def _finish(config: Config, dataset: Dataset, trainer: Trainer, reporter: Report
     reporter.attempt("figures", lambda: reporter.figures(vae, shown, shown_result))
     reporter.attempt("the Projector's codes", lambda: reporter.codes(trainer.step, vae, shown))
     title = f"{name_of('model', config.model)} on {name_of('data', config.data)}"
-    dimensions = f"{config.model.latent_dim} latent dimension{'s' if config.model.latent_dim > 1 else ''}"
-    about = f"{name_of('likelihood', config.likelihood)}, {dimensions}; {shown_split} examples, {note}"
+    about = f"{name_of('likelihood', config.likelihood)}, {vae.latent.described}; {shown_split} examples, {note}"
     heading = page.Heading(title, about, shown_split, summary, settings)
     reporter.attempt("report.html", lambda: reporter.page(vae, shown, shown_result, heading))
     reporter.conclude(summary)
