@@ -167,5 +167,5 @@ class VAE(nn.Module):
         if c is not None and len(batch) > 1:
             each = c.expand(*batch, -1).flatten(0, -2)
         with autocast(self.model, z):
-            outputs = self.model.decode(self.latent.decoded(z).flatten(0, -2), each).to(z.dtype)
+            outputs = self.model.decode(self.latent.decoded(z).reshape(-1, self.model.latent_size), each).to(z.dtype)
         return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape), c)

@@ -174,7 +174,7 @@ class TopDown(Explained):
 
 def _given_above(down: nn.Module, statistic: Normal | None, above: Tensor) -> Normal:
     """Return the Gaussian of a layer given z above it [..., D]."""
-    outputs = down(above.flatten(0, -2)).unflatten(0, above.shape[:-1])  # a gate splits axis 1
+    outputs = down(above.reshape(-1, above.shape[-1])).view(*above.shape[:-1], -1)  # a gate splits axis 1
     return _product(_gaussian(outputs), statistic)
 
 

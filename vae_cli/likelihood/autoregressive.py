@@ -107,19 +107,21 @@ class PixelByPixel(Explained):
 
     def element_log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x_i | x_<i, z) of each pixel [*batch, *event], nats."""
-        whole = x.expand(*self.batch_shape, *self.event_shape)
-        flat = whole.reshape(-1, 1, *self.net.frame)
-        logits = self.net.logits(flat, self.net.seen(self._flat()))
+        shape = torch.broadcast_shapes(x.shape, self.batch_shape + self.event_shape)
+        p = self.expand(shape[: len(shape) - len(self.event_shape)])
+        flat = x.expand(shape).reshape(-1, 1, *self.net.frame)
+        logits = self.net.logits(flat, self.net.seen(p._flat()))
         if self.net.levels == 2:
             found = flat * logits - F.softplus(logits)
         else:
             level = (flat * (self.net.levels - 1)).round().long()
             found = logits.log_softmax(1).gather(1, level)
-        return found.view(whole.shape)
+        return found.view(shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) [*batch], nats."""
-        return self.element_log_prob(x).flatten(len(self.batch_shape)).sum(-1)
+        terms = self.element_log_prob(x)
+        return terms.flatten(terms.ndim - len(self.event_shape)).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -75,6 +75,7 @@ class BernoulliElements(Elements):
             return super().log_prob(x)
         return _BernoulliLogProb.apply(self.logits, x, len(self.event_shape))
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw 0 or 1 with probability σ(l)."""
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))

@@ -49,6 +49,7 @@ class DiscretizedLogisticElements(Elements):
         mass = torch.where(x < half, below, torch.where(x > 1.0 - half, above, inside))
         return mass[0] if len(mass) == 1 else torch.logsumexp(logits.log_softmax(0) + mass, 0)
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a component, then a logistic value, rounded to the nearest level."""
         shape = self._extended_shape(sample_shape)
