@@ -1,4 +1,4 @@
-"""latent=codes: hard draws, the KL between 0 and D log K, log p(x) by enumeration, and a code's way through the tools."""
+"""latent=codes: hard draws, the KL between 0 and D log K, log p(x) by enumeration, and every tool of a run."""
 
 import itertools
 import json
