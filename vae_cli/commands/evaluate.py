@@ -150,12 +150,14 @@ class Session:
 
 def _elbo(session: Session) -> dict[str, Any]:
     from vae_cli import metrics
-    from vae_cli.report import figures
+    from vae_cli.report import figures, kl_map
 
     result, split = session.evaluation(), session.settings.split
     if worse := metrics.worse_than_no_model(result, split, session.spec, session.vae.likelihood, session.data):
         session.terminal.line(f"warning: {worse}", style="yellow")
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
+    if (grid := kl_map.grid(result.kl_by_dimension, session.vae.latent.layout.shape)) is not None:
+        session.draw("kl_map", lambda path: figures.save(kl_map.draw(grid, width=10.0), path))
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
     bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood)
