@@ -157,7 +157,7 @@ def _elbo(session: Session) -> dict[str, Any]:
         session.terminal.line(f"warning: {worse}", style="yellow")
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
     if (grid := kl_map.grid(result.kl_by_dimension, session.vae.latent.layout.shape)) is not None:
-        session.draw("kl_map", lambda path: figures.save(kl_map.draw(grid, width=10.0), path))
+        session.draw("kl_map", lambda path: kl_map.write(grid, path))
     found = {key.partition("/")[2]: value for key, value in result.scalars("").items()}
     found |= {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
     bits = metrics.bits_per_dim(result.elbo, session.spec, session.vae.likelihood)

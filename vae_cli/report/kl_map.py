@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from vae_cli.report import figures
 
 
 def grid(kl: Tensor, shape: Sequence[int]) -> Tensor | None:
@@ -29,3 +32,8 @@ def draw(kl: Tensor, *, width: float) -> Figure:
     figure.colorbar(drawn, ax=figure.axes, label="nats", pad=0.01, fraction=0.05)
     figure.suptitle("KL(q ‖ p) of each element of the code (nats)", fontsize=11, x=0.01, ha="left")
     return figure
+
+
+def write(kl: Tensor, path: Path) -> None:
+    """Write the map of codes [C, h, w] as a PNG file."""
+    figures.save(draw(kl, width=10.0), path)

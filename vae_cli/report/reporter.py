@@ -156,7 +156,7 @@ class Reporter:
         figures.terms(self.history(), folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, result.units, folder / "kl_by_dimension.png")
         if (grid := kl_map.grid(result.kl_by_dimension, vae.latent.layout.shape)) is not None:
-            figures.save(kl_map.draw(grid, width=10.0), folder / "kl_map.png")
+            kl_map.write(grid, folder / "kl_map.png")
 
     def _draw_examples(self, vae: VAE, data: Resident, folder: Path) -> None:
         from vae_cli.report import drawing
