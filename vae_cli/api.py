@@ -22,12 +22,10 @@ from vae_cli import finished, metrics
 from vae_cli.batch import Batch
 from vae_cli.config.run import Config
 from vae_cli.data import Spec
-from vae_cli.distribution import Rescaled
+from vae_cli.data.inputs import Inputs
+from vae_cli.distribution import Rescaled, Shaped
 from vae_cli.system.device import choose_device
-from vae_cli.system.errors import suggest
 from vae_cli.vae import VAE
-
-SLACK = 1e-4  # how far beyond the data's range a value may lie
 
 
 def load(
@@ -46,7 +44,7 @@ def load(
         data: where the run's data are now, if they have moved.
 
     Raises:
-        vae_cli.system.errors.UserError: there is no finished run there, or it names foreign finished.
+        vae_cli.system.errors.UserError: there is no finished run there, or it names foreign parts.
     """
     found = finished.restore(Path(run), choose_device(device, "device"), trust=trust, data=data)
     return Trained(found, Path(run))
@@ -90,6 +88,9 @@ class Trained:
         self.vae: VAE = run.vae
         self.spec: Spec = run.spec
         self.config: Config = run.config
+        self.inputs = Inputs(
+            run.spec, self.code_shape, conditional=self.vae.conditional, device=next(run.vae.parameters()).device
+        )
 
     def data(self, split: str = "test") -> tuple[Tensor, Tensor | None]:
         """Return a split of the run's own data, on the CPU: see `load_data`."""
@@ -104,32 +105,44 @@ class Trained:
         return self.vae.conditional
 
     @property
+    def discrete(self) -> bool:
+        """Whether codes are classes."""
+        return "discrete" in self.vae.latent.gives
+
+    @property
     def bounded(self) -> bool:
         """Whether the data's own values are in [0, 1]."""
-        return self.spec.mean is None and self.spec.unit
+        return self.inputs.bounded
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.vae.parameters()).device
+        return self.inputs.device
 
     @torch.no_grad()
     def encode(self, x: ArrayLike | Tensor, y: Any = None) -> Distribution:
-        """Return q(z|x,c): batch [B], event [D]."""
-        return self.vae.encode(self._batch(x, y))
+        """Return q(z|x,c): batch [B], event `code_shape`."""
+        return self._shaped(self.posterior(x, y))
+
+    @torch.no_grad()
+    def posterior(self, x: ArrayLike | Tensor, y: Any = None) -> Distribution:
+        """Return q(z|x,c) of flat codes: batch [B], event [D]."""
+        return self.vae.encode(self.inputs.batch(x, y))
+
+    def code_of(self, x: ArrayLike | Tensor, y: Any = None) -> Tensor:
+        """Return the flat code [B, D] that stands for each example: the mean of q, or of classes the likeliest."""
+        return self.vae.latent.code_of(self.posterior(x, y))
 
     @torch.no_grad()
     def decode(self, z: ArrayLike | Tensor, y: Any = None) -> Distribution:
-        """Return p(x|z,c) for z [..., D]: batch [...], event `shape`, in the data's own units.
+        """Return p(x|z,c) for z [..., *code_shape] or flat [..., D]: batch [...], event `shape`, in the data's units.
 
         Args:
-            z: codes; one [D], several [B, D], K draws of each [K, B, D].
+            z: codes; flat ones are one [D], several [B, D], K draws of each [K, B, D].
             y: one label for all, or B.
         """
-        z = self._tensor(z)
-        if z.ndim == 0 or z.shape[-1] != self.latent_dim:
-            raise ValueError(f"z has shape {list(z.shape)}; [..., {self.latent_dim}] is allowed")
-        return self.rescaled(self.vae.decode(z, self._y(y, z.shape[-2] if z.ndim > 1 else 1)))
+        z = self.inputs.codes(z)
+        return self.rescaled(self.vae.decode(z, self.inputs.labels(y, z.shape[-2] if z.ndim > 1 else 1)))
 
     @torch.no_grad()
     def sample(self, n: int, y: Any = None, *, temperature: float = 1.0, mean: bool = True) -> Tensor:
@@ -154,17 +167,17 @@ class Trained:
 
     @torch.no_grad()
     def prior(self, y: Any = None) -> Distribution:
-        """Return p(z|c), event [D]: batch [B] where it differs from label to label (prior=conditional), else batch [].
+        """Return p(z|c), event `code_shape`: batch [B] where each label has its own (prior=conditional), else batch [].
 
         Args:
             y: labels, for a conditional model: one (B is 1), or B.
         """
         if y is not None and not self.conditional:
             raise ValueError(f"y={y}: has no effect, this model is not conditional")
-        return self.vae.prior(self._y(y, self._count(y)))
+        return self._shaped(self.vae.prior(self.inputs.labels(y, self.inputs.count(y))))
 
     def prior_sample(self, n: int, y: Any = None, *, temperature: float = 1.0) -> Tensor:
-        """Return n draws of z from the prior, [n, D]."""
+        """Return n draws of z from the prior, flat: [n, D]."""
         with torch.no_grad():
             return self._prior(n, y, temperature)[0]
 
@@ -211,19 +224,32 @@ class Trained:
 
     @torch.no_grad()
     def kl_by_dimension(self, x: ArrayLike | Tensor, y: Any = None) -> Tensor | None:
-        """Return KL(q(z|x) ‖ p(z)) of each latent dimension [D], nats, the mean over examples; None if not known so."""
-        kl = self.vae(self._batch(x, y)).kl.mean(0)
-        return kl if len(kl) == self.latent_dim else None
+        """Return KL(q(z|x) ‖ p(z)) of each latent dimension [D], nats, the mean over examples; None if not known so.
+
+        Of codes of classes it is that of each latent.
+        """
+        kl = self.vae(self.inputs.batch(x, y)).kl.mean(0)
+        return kl if len(kl) == sum(self.vae.latent.units) else None
 
     @property
     def latent_dim(self) -> int:
-        """D, the dimensions of z."""
+        """D, the number of elements of z."""
         return self.vae.latent_dim
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of one code: [D]; [C, h, w] on a grid; [D, K] of D latents of K classes."""
+        return self.vae.latent.layout.shape
+
+    def _shaped(self, flat: Distribution) -> Distribution:
+        return Shaped(flat, self.code_shape) if len(self.code_shape) > 1 else flat
 
     def _prior(self, n: int, y: Any, temperature: float) -> tuple[Tensor, Tensor | None]:
         if temperature < 0.0:
             raise ValueError(f"temperature={temperature}: at least 0 is allowed")
-        labels = self._y(y, n)
+        if temperature != 1.0 and self.discrete:
+            raise ValueError(f"temperature={temperature}: codes of classes cannot be moved to their mean; 1 is allowed")
+        labels = self.inputs.labels(y, n)
         prior = self.vae.prior(labels)
         shape = () if prior.batch_shape else (n,)
         z = prior.sample(shape)
@@ -233,102 +259,16 @@ class Trained:
         return z, labels
 
     def _in_batches(self, f: Callable, x: ArrayLike | Tensor, y: Any, samples: int) -> Tensor:
-        batch = self._batch(x, y)
+        batch = self.inputs.batch(x, y)
         size = max(1, min(100, metrics.decodes_at_once(self.vae) // samples))
         return torch.cat([f(batch.rows(slice(start, start + size))) for start in range(0, len(batch.x), size)])
-
-    def _batch(self, x: ArrayLike | Tensor, y: Any) -> Batch:
-        """Return examples as the model sees them; NaN is a missing value where it knows such."""
-        x = self._x(x)
-        labels = self._y(y, len(x))
-        return Batch(x.nan_to_num(0.0), labels, ~x.isnan()) if self.spec.missing else Batch(x, labels)
-
-    def _tensor(self, value: ArrayLike | Tensor) -> Tensor:
-        return torch.as_tensor(value).to(self.device, torch.float32)
-
-    def _x(self, x: ArrayLike | Tensor) -> Tensor:
-        """Check examples against what the model knows, and scale them as it saw them.
-
-        Raises:
-            ValueError: another shape, or values beyond the range of the data.
-        """
-        given, shape = self._tensor(x), self.vae.shape
-        finite = ~given.isinf() if self.spec.missing else given.isfinite()
-        if len(given) == 0 or not bool(finite.all()):
-            told = "infinity" if self.spec.missing else "NaN or infinity (this model knows no missing values)"
-            raise ValueError(f"x is empty, or holds {told}")
-        if given.shape[1:] != shape:
-            one = "; of one example give x[None]" if given.shape == shape else ""
-            raise ValueError(f"x has shape {list(given.shape)}; [B, {', '.join(map(str, shape))}] is allowed{one}")
-        low, high = float(given.nan_to_num(0.0).min()), float(given.nan_to_num(0.0).max())
-        if self.bounded and (low < -SLACK or high > 1.0 + SLACK):
-            whole = low >= 0.0 and high <= 255.0 and bool((given == given.round()).all())
-            hint = "; divide by 255" if whole else ""
-            raise ValueError(f"x runs from {low:g} to {high:g}; this model knows values in [0, 1]{hint}")
-        if self.spec.binary and bool(((given > SLACK) & (given < 1.0 - SLACK)).any()):
-            raise ValueError("x holds grey values; this model knows 0 and 1 alone: binarise it")
-        return self.spec.standardize(given)
-
-    def _y(self, y: Any, n: int) -> Tensor | None:
-        """Return labels [n], of one or of each.
-
-        Raises:
-            ValueError: a conditional model was given none, or labels it does not know.
-        """
-        if not self.conditional:
-            return None
-        if y is None:
-            raise ValueError("this model is conditional: give labels y, one for all or one each")
-        if self.spec.classes is not None:
-            return self._classes(torch.as_tensor(self._numbered(y), device=self.device), n, self.spec.classes)
-        labels, wanted = self._tensor(y), self.spec.attributes
-        if labels.shape not in ((wanted,), (n, wanted)):
-            raise ValueError(f"y has shape {list(labels.shape)}; attributes [{wanted}] or [{n}, {wanted}] are allowed")
-        return labels.expand(n, -1)
-
-    def _numbered(self, y: Any) -> Any:
-        """Return classes by number where they were given by name, one or several; numbers stay as they are.
-
-        Raises:
-            ValueError: there is no such class.
-        """
-        if isinstance(y, str):
-            return class_number(self.spec.names or (), y, "y")
-        several = y.tolist() if isinstance(y, np.ndarray) else y
-        return [self._numbered(each) for each in several] if isinstance(several, (list, tuple)) else several
-
-    def _count(self, y: Any) -> int:
-        """Return how many labels y holds."""
-        shape, dimensions = np.shape(y), 0 if self.spec.classes is not None else 1
-        return shape[0] if len(shape) > dimensions else 1
-
-    def _classes(self, labels: Tensor, n: int, classes: int) -> Tensor:
-        allowed = f"one class, or {n}, from 0 to {classes - 1} are allowed"
-        if labels.shape not in ((), (n,)) or bool((labels != labels.round()).any()):
-            raise ValueError(f"y has shape {list(labels.shape)} or fractions; {allowed}")
-        labels = labels.long().expand(n)
-        if bool(((labels < 0) | (labels >= classes)).any()):
-            raise ValueError(f"y={labels.tolist()[:9]}: {allowed}")
-        return labels
 
     def rescaled(self, p: Distribution) -> Distribution:
         """Return p(x|z) in the data's own units."""
         if self.spec.mean is None:
             return p
-        mean, std = (self._tensor(v).view(self.vae.shape) for v in (self.spec.mean, self.spec.std or ()))
+        mean, std = (self.inputs.tensor(v).view(self.vae.shape) for v in (self.spec.mean, self.spec.std or ()))
         return Rescaled(p, mean, std)
-
-
-def class_number(names: Sequence[str], name: str, given: str) -> int:
-    """Return the number of a class, of the run's names in order; `given` is what an error begins with.
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    if name in names:
-        return names.index(name)
-    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    raise ValueError(f"{given}: the run knows no class {name}{suggest(name, names)}; {shown} are allowed")
 
 
 def _mean(prior: Distribution) -> Tensor:

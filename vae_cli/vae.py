@@ -120,6 +120,10 @@ class VAE(nn.Module):
         """Return q(z|x,c), batch [B], event [D]."""
         return self.latent.q(self.parameters_of(batch))
 
+    def code_of(self, batch: Batch) -> Tensor:
+        """Return the code [B, D] that stands for each example."""
+        return self.latent.code_of(self.encode(batch))
+
     def parameters_of(self, batch: Batch) -> Tensor:
         """Return the parameters [B, P] of q(z|x,c)."""
         return self.encoder.parameters(batch.x, self.conditioning(batch.y), batch.known)
@@ -173,5 +177,5 @@ class VAE(nn.Module):
         if c is not None and len(batch) > 1:
             each = c.expand(*batch, -1).flatten(0, -2)
         with autocast(self.model, z):
-            outputs = self.model.decode(self.latent.decoded(z).flatten(0, -2), each).to(z.dtype)
+            outputs = self.model.decode(self.latent.decoded(z).reshape(-1, self.model.latent_size), each).to(z.dtype)
         return self.likelihood(outputs.view(*batch, *outputs.shape[1:]), len(self.shape), c)

@@ -156,12 +156,14 @@ class Session:
 
 
 def _elbo(session: Session) -> dict[str, Any]:
-    from vae_cli.report import figures
+    from vae_cli.report import figures, kl_map
 
     result = session.metrics.evaluation
     if worse := session.metrics.worse_than_no_model():
         session.warn(worse)
     session.draw("kl_by_dimension", lambda path: figures.kl_by_dimension(result.kl_by_dimension, result.units, path))
+    if (grid := kl_map.grid(result.kl_by_dimension, session.vae.latent.layout.shape)) is not None:
+        session.draw("kl_map", lambda path: kl_map.write(grid, path))
     more = {"elbo_stderr": result.elbo_stderr, "rate": result.kl, "distortion": -result.reconstruction}
     return session.metrics.elbo() | more
 

@@ -75,7 +75,7 @@ def _parts(model: Trained) -> dict[str, tuple[torch.nn.Module, tuple[torch.Tenso
 
     from vae_cli.commands.exported import Decoder, Encoder
 
-    x, z = torch.zeros(3, *model.vae.shape), torch.zeros(3, model.latent_dim)
+    x, z = torch.zeros(3, *model.vae.shape), torch.zeros(3, *model.code_shape)
     labels: tuple[torch.Tensor, ...] = ()
     if model.conditional:
         attributes = model.spec.attributes
@@ -136,6 +136,7 @@ def _about(model: Trained) -> dict[str, str]:
         "vae_cli": __version__,
         "shape": list(model.vae.shape),
         "latent_dim": model.latent_dim,
+        "latent_shape": list(model.code_shape),
         "range": [float(low.min()), float(high.max())],
         "classes": list(spec.names) if spec.names and model.conditional else None,
     }

@@ -10,11 +10,11 @@ from vae_cli.batch import Batch
 
 
 class Encoder(nn.Module):
-    """x (and y) → mean and scale of q(z|x), each [B, D]; NaN is a missing value where the run knows such."""
+    """x (and y) → mean and scale of q(z|x), each [B, *code]; NaN is a missing value where the run knows such."""
 
     def __init__(self, model: Trained):
         super().__init__()
-        self.vae, self.spec = model.vae, model.spec
+        self.vae, self.spec, self.code = model.vae, model.spec, model.code_shape
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Encode x [B, *shape]."""
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
             known = ~given.isnan()
             x = torch.where(known, x, 0.0)
         q = self.vae.encode(Batch(x, y, known))
-        return q.mean, q.stddev
+        return q.mean.view(-1, *self.code), q.stddev.view(-1, *self.code)
 
 
 class Decoder(nn.Module):
@@ -35,6 +35,6 @@ class Decoder(nn.Module):
         self.vae, self.rescaled = model.vae, model.rescaled
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Decode z [B, D]."""
+        """Decode z [B, *code]."""
         z, *labels = inputs
-        return self.rescaled(self.vae.decode(z, *labels)).mean
+        return self.rescaled(self.vae.decode(z.flatten(1), *labels)).mean

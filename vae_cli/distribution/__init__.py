@@ -7,6 +7,7 @@ from vae_cli.distribution.kl import kl_by_dimension
 from vae_cli.distribution.mixture import GaussianMixture, mixture
 from vae_cli.distribution.one_hot import OneHot
 from vae_cli.distribution.rescaled import Rescaled
+from vae_cli.distribution.shaped import Shaped
 
 __all__ = [
     "CachedLogProb",
@@ -16,6 +17,7 @@ __all__ = [
     "GaussianMixture",
     "OneHot",
     "Rescaled",
+    "Shaped",
     "diagonal",
     "exact",
     "is_diagonal",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +19,28 @@ class Explained(Distribution):
     """A distribution that says in a sentence what it does not have, where torch raises an error without a word.
 
     Subclasses give the moments they have in closed form; the standard deviation follows from the variance.
+
+    Attributes:
+        batched: names of the tensors [*batch, …] that `expand` expands; one with fewer dimensions than batch and event
+            together broadcasts, and stays as it is.
     """
 
     arg_constraints: dict[str, Any] = {}
+    batched: tuple[str, ...] = ()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """Return the same distribution with a larger batch."""
+        found, shape = copy(self), torch.Size(batch_shape)
+        for name in self.batched:
+            setattr(found, name, self._expanded(getattr(self, name), shape))
+        found._batch_shape = shape
+        return found
+
+    def _expanded(self, value: Tensor, batch_shape: torch.Size) -> Tensor:
+        own = len(self.batch_shape)
+        if value.ndim < own + len(self.event_shape):
+            return value
+        return value.expand(batch_shape + value.shape[own:])
 
     @property
     def mean(self) -> Tensor:

@@ -31,6 +31,10 @@ class CachedLogProb(Explained):
         with torch.no_grad():
             return self.flow.rsample((self.draws,)).mean(0)
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CachedLogProb:
+        """Return the same distribution with a larger batch."""
+        return CachedLogProb(self.flow.expand(torch.Size(batch_shape)), self.draws)
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw z [*sample_shape, B, D] with gradients, and remember log q(z)."""
         self.last = self.flow.rsample_and_log_prob(torch.Size(sample_shape))

@@ -14,7 +14,7 @@ from vae_cli.distribution.gaussian import diagonal, is_diagonal
 
 
 class GaussianMixture(Explained):
-    """Σ_c π_c N(loc_c, diag scale_c²) with batch shape [] and event shape [D].
+    """Σ_c π_c N(loc_c, diag scale_c²) with event shape [D], and batch shape [] unless expanded.
 
     Args:
         loc: [C, D].
@@ -29,14 +29,15 @@ class GaussianMixture(Explained):
 
     @property
     def mean(self) -> Tensor:
-        """Σ_c π_c loc_c, [D]."""
-        return self.log_weights.exp() @ self.loc
+        """Σ_c π_c loc_c, [*batch, D]."""
+        return (self.log_weights.exp() @ self.loc).expand(self._extended_shape())
 
     @property
     def variance(self) -> Tensor:
-        """Σ_c π_c (scale_c² + (loc_c − mean)²), [D]."""
-        spread = self.scale.square() + (self.loc - self.mean).square()
-        return self.log_weights.exp() @ spread
+        """Σ_c π_c (scale_c² + (loc_c − mean)²), [*batch, D]."""
+        weights = self.log_weights.exp()
+        spread = self.scale.square() + (self.loc - weights @ self.loc).square()
+        return (weights @ spread).expand(self._extended_shape())
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log p(z) [...], nats, for z [..., D].
@@ -44,6 +45,8 @@ class GaussianMixture(Explained):
         The squares are expanded into two matrix products, [..., D] by [D, C]; in float64, so that nothing is lost
         where they cancel.
         """
+        if self.batch_shape:
+            z = z.expand(torch.broadcast_shapes(z.shape, self._extended_shape()))
         double = exact(z.device)
         if double != torch.float64:  # no float64 here: sum the squares themselves
             each = diagonal(self.loc, self.scale).log_prob(z.unsqueeze(-2))
@@ -55,8 +58,9 @@ class GaussianMixture(Explained):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw a component, then z [*sample_shape, D]; without gradients."""
-        index = Categorical(logits=self.log_weights, validate_args=False).sample(sample_shape)
+        """Draw a component, then z [*sample_shape, *batch, D]; without gradients."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        index = Categorical(logits=self.log_weights, validate_args=False).sample(shape)
         loc, scale = self.loc[index], self.scale[index]
         return loc + scale * torch.randn_like(loc)
 

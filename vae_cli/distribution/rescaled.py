@@ -42,9 +42,22 @@ class Rescaled(Explained):
         """Return the entropy [*batch], nats: that of u plus Σ log std."""
         return self.base.entropy() + self.std.log().sum()
 
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws have gradients: where those of u have."""
+        return self.base.has_rsample
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Rescaled:
+        """Return the same distribution with a larger batch."""
+        return Rescaled(self.base.expand(batch_shape), self.shift, self.std)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw x."""
+        """Draw x [*sample_shape, *batch, *shape]."""
         return self.shift + self.std * self.base.sample(sample_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw x with gradients."""
+        return self.shift + self.std * self.base.rsample(sample_shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x), nats: that of u less Σ log std."""

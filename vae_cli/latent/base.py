@@ -35,6 +35,11 @@ class Layout:
         """D, the number of elements of a code."""
         return sum(self.sizes)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a code: that of its layer, or (D,) where there are several."""
+        return self.shapes[0] if len(self.shapes) == 1 else (self.size,)
+
     def flatten(self, layers: Sequence[Tensor]) -> Tensor:
         """Return one flat code [..., D] of its layers, each [..., *shape]."""
         flat = [z.flatten(z.ndim - len(shape)) for z, shape in zip(layers, self.shapes, strict=True)]
@@ -77,6 +82,7 @@ class Latent(nn.Module):
 
     gives: tuple[str, ...] = ("one layer",)
     extra: tuple[str, ...] = ()  # names of what `Draw.extra` holds
+    moved = "dimension moved over ±{:g} standard deviations of its codes"  # what a traversal shows
 
     def __init__(self, layout: Layout):
         super().__init__()
@@ -125,6 +131,34 @@ class Latent(nn.Module):
     def by_unit(self, values: Tensor) -> Tensor:
         """Return one value for each unit of what each element of a code has, [..., D] → [..., units]."""
         return values
+
+    @property
+    def described(self) -> str:
+        """What a code is, in words."""
+        shape = f" ({' × '.join(map(str, self.layout.shape))})" if len(self.layout.shape) > 1 else ""
+        return f"{self.layout.size} latent dimension{'s' * (self.layout.size > 1)}{shape}"
+
+    def code_of(self, q: Distribution) -> Tensor:
+        """Return the code [*batch, D] that stands for an example: the mean of its posterior q."""
+        return q.mean
+
+    def walk(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        """Return the codes [S, D] on the way from a [D] to b [D] at positions t [S] from 0 to 1: a line."""
+        return a + t.unsqueeze(1) * (b - a)
+
+    def traverse(self, starts: Tensor, means: Tensor, units: Tensor, offsets: Tensor) -> Tensor:
+        """Return codes [U, S, D]: in each row one of U latent units moves, the others stay.
+
+        Args:
+            starts: codes that the rows start from, [U, D], or [D] for all.
+            means: of the posteriors of many examples [N, D].
+            units: which units move, [U].
+            offsets: how far [S], in standard deviations of the means.
+        """
+        codes = starts.expand(len(units), -1).unsqueeze(1).repeat(1, len(offsets), 1)
+        for row, j in zip(codes, units.tolist(), strict=True):
+            row[:, j] = means[:, j].mean() + offsets * means[:, j].std(correction=0).clamp(min=0.1)
+        return codes
 
     def decoded(self, z: Tensor) -> Tensor:
         """Return what the model decodes of codes [..., D]: all of them, or the layer next to the data."""

@@ -142,6 +142,11 @@ class TopDown(Explained):
         super().__init__(top.batch_shape, torch.Size([layout.size]), validate_args=False)
         self.top, self.layout, self.down, self.statistics = top, layout, down, statistics
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TopDown:
+        """Return the same distribution with a larger batch."""
+        wide = [each and each.expand((*batch_shape, each.batch_shape[-1])) for each in self.statistics]
+        return TopDown(self.top.expand(torch.Size(batch_shape)), self.layout, self.down, wide)
+
     @property
     def mean(self) -> Tensor:
         """The means of the layers, each given the mean above: [B, D]."""
@@ -176,7 +181,7 @@ class TopDown(Explained):
 
 def _given_above(down: nn.Module, statistic: Normal | None, above: Tensor) -> Normal:
     """Return the Gaussian of a layer given z above it [..., D]."""
-    outputs = down(above.flatten(0, -2)).unflatten(0, above.shape[:-1])  # a gate splits axis 1
+    outputs = down(above.reshape(-1, above.shape[-1])).view(*above.shape[:-1], -1)  # a gate splits axis 1
     return _product(_gaussian(outputs), statistic)
 
 

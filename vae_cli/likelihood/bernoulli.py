@@ -39,6 +39,8 @@ class _BernoulliLogProb(torch.autograd.Function):
 class BernoulliElements(Elements):
     """Bernoulli with logits l: log p(x) = x·l − softplus(l). Values between 0 and 1 give the cross-entropy."""
 
+    batched = ("logits",)
+
     def __init__(self, logits: Tensor, event_dims: int):
         super().__init__(logits, event_dims)
         self.logits = logits
@@ -73,6 +75,7 @@ class BernoulliElements(Elements):
             return super().log_prob(x)
         return _BernoulliLogProb.apply(self.logits, x, len(self.event_shape))
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw 0 or 1 with probability σ(l)."""
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))

@@ -15,6 +15,8 @@ from vae_cli.likelihood.support import Levels
 class CategoricalElements(Elements):
     """A mass on L grey levels; `logits` are [*batch, *event, L]."""
 
+    batched = ("logits",)
+
     def __init__(self, logits: Tensor, event_dims: int):
         super().__init__(logits[..., 0], event_dims)
         self.logits = logits

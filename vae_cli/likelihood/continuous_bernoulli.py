@@ -17,6 +17,8 @@ from vae_cli.likelihood.support import Unit
 class ContinuousBernoulliElements(BernoulliElements):
     """p(x) = C(l) exp(x·l) / (1 + exp l) with log C(l) = log(l / tanh(l/2)), a density on [0, 1]."""
 
+    has_rsample = True
+
     @property
     def mean(self) -> Tensor:
         """1 / (1 − e^−l) − 1/l, near l = 0 its series ½ + l/12 − l³/720."""
@@ -43,8 +45,13 @@ class ContinuousBernoulliElements(BernoulliElements):
         series = math.log(2.0) + square / 12.0 - 7.0 * square**2 / 1440.0
         return super().element_log_prob(x) + torch.where(small, series, exact)
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw from [0, 1] by the inverse of F(x) = (e^(l·x) − 1) / (e^l − 1), for l > 0 by 1 − x under −l."""
+        """Draw without gradients."""
+        return self.rsample(sample_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw, with gradients, by the inverse of F(x) = (e^(l·x) − 1) / (e^l − 1), for l > 0 by 1 − x under −l."""
         u = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
         negative = -self.logits.abs().clamp(min=1e-6)  # closer to 0 it is uniform to float precision
         x = torch.log1p(u * torch.expm1(negative)) / negative

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,6 +49,7 @@ class DiscretizedLogisticElements(Elements):
         mass = torch.where(x < half, below, torch.where(x > 1.0 - half, above, inside))
         return mass[0] if len(mass) == 1 else torch.logsumexp(logits.log_softmax(0) + mass, 0)
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a component, then a logistic value, rounded to the nearest level."""
         shape = self._extended_shape(sample_shape)
@@ -57,6 +60,42 @@ class DiscretizedLogisticElements(Elements):
         u = torch.rand(shape, device=loc.device).clamp(1e-7, 1.0 - 1e-7)
         value = loc + log_scale.exp() * torch.logit(u)
         return (value.clamp(0.0, 1.0) * (self.levels - 1)).round() / (self.levels - 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticElements:
+        """Return the same distribution with a larger batch."""
+        parts = (t.movedim(0, -1) for t in (self.logits, self.loc, self.log_scale))
+        logits, loc, scale = (t.expand(*batch_shape, *self.event_shape, -1).movedim(-1, 0) for t in parts)
+        return DiscretizedLogisticElements(logits, loc, scale, self.levels, len(self.event_shape))
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest level."""
+        best, mode = torch.full_like(self.loc[0], -math.inf), torch.zeros_like(self.loc[0])
+        for level, log_p in self._masses():
+            mode = torch.where(log_p > best, level, mode)
+            best = torch.maximum(best, log_p)
+        return mode
+
+    @property
+    def variance(self) -> Tensor:
+        """Σ_k p_k (k/(L − 1) − mean)²."""
+        mean, total = self.mean, torch.zeros_like(self.loc[0])
+        for level, log_p in self._masses():
+            total = total + log_p.exp() * (level - mean).square()
+        return total
+
+    def element_entropy(self) -> Tensor:
+        """Return −Σ_k p_k log p_k."""
+        total = torch.zeros_like(self.loc[0])
+        for _, log_p in self._masses():
+            total = total + torch.special.entr(log_p.exp())
+        return total
+
+    def _masses(self) -> Iterator[tuple[float, Tensor]]:
+        """Yield each level and its log-probability [*batch, *event]: one at a time, for memory's sake."""
+        for k in range(self.levels):
+            level = k / (self.levels - 1)
+            yield level, self.element_log_prob(torch.full_like(self.loc[0], level))
 
     def _beside(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return logits, loc and log_scale, each [M, *], so that their axes after M broadcast against those of x."""

@@ -21,6 +21,9 @@ PACE = 10.0  # speed of a learned σ of each element: an optimizer's step of 0.0
 class GaussianElements(Elements):
     """N(x | loc, e^(2·log_scale))."""
 
+    has_rsample = True
+    batched = ("loc", "log_scale")
+
     def __init__(self, loc: Tensor, log_scale: Tensor, event_dims: int):
         super().__init__(loc, event_dims)
         self.loc, self.log_scale = loc, log_scale
@@ -54,8 +57,8 @@ class GaussianElements(Elements):
         z = (x - self.loc) * torch.exp(-self.log_scale)
         return -0.5 * z * z - self.log_scale - 0.5 * math.log(2.0 * math.pi)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw loc + σ·ε."""
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw loc + σ·ε, with gradients."""
         noise = torch.randn(self._extended_shape(sample_shape), device=self.loc.device)
         return self.loc + self.scale * noise
 
@@ -185,9 +188,9 @@ class OptimalScale(GaussianElements):
         """Return the entropy of each element under the frozen scale."""
         return self._elements(self.log_scale).element_entropy()
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw with the frozen scale."""
-        return self._elements(self.log_scale).sample(sample_shape)
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw with the frozen scale, with gradients."""
+        return self._elements(self.log_scale).rsample(sample_shape)
 
     def _elements(self, log_scale: Tensor) -> GaussianElements:
         return self.likelihood.elements(self.loc, log_scale, len(self.event_shape))

@@ -28,8 +28,8 @@ class LaplaceElements(GaussianElements):
         """Return −|x − loc|/b − log b − log 2."""
         return -(x - self.loc).abs() * torch.exp(-self.log_scale) - self.log_scale - math.log(2.0)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw loc + b·ε, ε the difference of two exponentials."""
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw loc + b·ε with gradients, ε the difference of two exponentials."""
         noise = torch.empty(2, *self._extended_shape(sample_shape), device=self.loc.device).exponential_()
         return self.loc + self.scale * (noise[0] - noise[1])
 

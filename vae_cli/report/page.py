@@ -56,6 +56,7 @@ class Drawn:
     curves: Sequence[str]
     pictures: Sequence[tuple[str, str]]
     kl: str
+    kl_map: str | None  # where z is a picture of its own
     latent: str
     latent_note: str
     tables: Sequence[tuple[str, str]] = ()
@@ -64,7 +65,7 @@ class Drawn:
 
 def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[dict[str, float]]) -> Drawn:
     """Draw everything that a page shows of a model; `lines` are those of metrics.jsonl."""
-    from vae_cli.report import figures
+    from vae_cli.report import figures, kl_map
 
     codes, labels = pictures.codes(vae, data)
     points, axes_names = pictures.plane(codes)
@@ -72,6 +73,8 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
     with figures.for_a_page():
         curves = [figures.svg(figures.term(lines, name), name) for name in figures.PANELS]
         kl = figures.svg(figures.kl_bars(result.kl_by_dimension, result.units, width=5.4), "dimensions")
+        grid = kl_map.grid(result.kl_by_dimension, vae.latent.layout.shape)
+        drawn_map = None if grid is None else figures.svg(kl_map.draw(grid, width=5.4), "map")
         latent = figures.svg(figures.scatter(points, classes, spec.names or (), axes_names), "latent")
         seen = pictures.is_picture(spec.shape)
         tables = () if seen else _tables(vae, data, result, spec)
@@ -81,6 +84,7 @@ def drawn(vae: VAE, data: Resident, result: Evaluation, spec: Spec, lines: list[
         tables=tables,
         magnified=max(spec.shape[-2:]) < pictures.SMALL,
         kl=kl,
+        kl_map=drawn_map,
         latent=latent,
         latent_note=_latent_note(len(codes), spec if classes is not None else None),
     )
@@ -116,7 +120,7 @@ def _tables(vae: VAE, data: Resident, result: Evaluation, spec: Spec) -> list[tu
     display = vae.likelihood.display
     x, again = pictures.reconstructions(vae, data, 3)
     moved, dimensions = pictures.traversals(vae, data, result.kl_by_dimension, most=4, steps=5)
-    way = "traversals, from −2.5 (top) to 2.5 standard deviations"
+    way = f"each {vae.latent.moved.format(2.5)}, downwards"
     drawings = (
         (f"data against the {display}s of p(x|z)", tables.against(x, again, spec, "reconstructions", width=5.4)),
         (PRIOR.format(display=display),

@@ -110,7 +110,7 @@ def mix(data: Resident, most: int, *, balanced: bool = True) -> Batch:
 def reconstructions(vae: VAE, data: Resident, n: int = 16) -> Tensor:
     """Return a mix of n examples above means (or draws) of p(x|z), z the mean of q(z|x): [2, n, *shape]."""
     batch = mix(data, n)
-    made = vae.likelihood.picture(vae.decode(vae.encode(batch).mean, batch.y))
+    made = vae.likelihood.picture(vae.decode(vae.code_of(batch), batch.y))
     return torch.stack([batch.gapped, made])
 
 
@@ -124,43 +124,34 @@ def samples(vae: VAE, data: Resident, rows: int = 4, columns: int = 16) -> Tenso
     return vae.sample(n, y).view(rows, columns, *vae.shape)
 
 
-def moved(z: Tensor, means: Tensor, dimensions: Tensor, offsets: Tensor) -> Tensor:
-    """Return codes [K, S, D]: one of K dimensions at S offsets in each row, in standard deviations of means [N, D].
-
-    Rows start from the codes z [K, D], or all from z [D].
-    """
-    codes = z.expand(len(dimensions), -1).unsqueeze(1).repeat(1, len(offsets), 1)
-    for row, j in zip(codes, dimensions.tolist(), strict=True):
-        row[:, j] = means[:, j].mean() + offsets * means[:, j].std(correction=0).clamp(min=0.1)
-    return codes
-
-
-def by_information(kl: Tensor | None, means: Tensor) -> Tensor:
-    """Return the latent dimensions, that of the largest KL [D] first, or, where it is not known, of the widest means.
+def by_information(vae: VAE, kl: Tensor | None, means: Tensor) -> Tensor:
+    """Return the latent units, that of the largest KL first, or, where it is not known, of the widest means.
 
     Args:
-        kl: of each dimension, or None.
+        vae: knows its units.
+        kl: of each unit, if there are as many columns [C].
         means: of q(z|x), [N, D].
     """
-    return (kl if kl is not None else means.var(0)).argsort(descending=True)
+    known = kl is not None and len(kl) == sum(vae.latent.units)
+    return (kl if known else vae.latent.by_unit(means.var(0))).argsort(descending=True)  # type: ignore[union-attr]
 
 
 @torch.no_grad()
 def traversals(
     vae: VAE, data: Resident, kl: Tensor, n: int = 500, most: int = 10, steps: int = 12
 ) -> tuple[Tensor, list[int]]:
-    """Return codes with one dimension moved at a time, decoded, [K, steps, *shape], and the K dimensions.
+    """Return codes with one unit moved at a time, decoded, [K, steps, *shape], and the K units.
 
-    Rows stand in the order of `kl` [D], the most informative dimension first; where the KL is not known by dimension,
-    in that of the variance of the codes. Each starts from another example of a mix.
+    Rows stand in the order of `kl` [D], the most informative unit first; where the KL is not known by unit, in
+    that of the variance of the codes. Each starts from another example of a mix.
     """
     means = vae.encode(mix(data, n, balanced=False)).mean
-    order = by_information(kl if len(kl) == means.shape[1] else None, means)[:most].to(means.device)
+    order = by_information(vae, kl, means)[:most].to(means.device)
     batch = mix(data, len(order))
     start = torch.arange(len(order), device=means.device) % len(batch.x)
     offsets = torch.linspace(-2.5, 2.5, steps, device=means.device)
-    codes = moved(vae.encode(batch).mean[start], means, order, offsets)
-    label = None if batch.y is None else batch.y[start].repeat_interleave(steps, 0)
+    codes = vae.latent.traverse(vae.code_of(batch)[start], means, order, offsets)
+    label = None if batch.y is None else batch.y[start].repeat_interleave(codes.shape[1], 0)
     made = vae.likelihood.picture(vae.decode(codes.flatten(0, 1), label)).view(*codes.shape[:2], *vae.shape)
     return made, order.tolist()
 

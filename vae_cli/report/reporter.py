@@ -147,7 +147,7 @@ class Reporter:
 
     def figures(self, vae: VAE, data: Resident, result: Evaluation) -> None:
         """Draw the figures of a finished run."""
-        from vae_cli.report import figures
+        from vae_cli.report import figures, kl_map
 
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
@@ -155,6 +155,8 @@ class Reporter:
             self._draw_examples(vae, data, folder)
         figures.terms(self.history(), folder / "elbo.png")
         figures.kl_by_dimension(result.kl_by_dimension, result.units, folder / "kl_by_dimension.png")
+        if (grid := kl_map.grid(result.kl_by_dimension, vae.latent.layout.shape)) is not None:
+            kl_map.write(grid, folder / "kl_map.png")
 
     def _draw_examples(self, vae: VAE, data: Resident, folder: Path) -> None:
         from vae_cli.report import drawing

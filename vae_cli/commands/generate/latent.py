@@ -11,6 +11,16 @@ from vae_cli.api import Trained
 from vae_cli.report import pictures
 
 
+def walk(model: Trained, a: Tensor, b: Tensor, steps: int, kind: str) -> Tensor:
+    """Return `steps` codes from a [D] to b [D], ends included, as the latent of a model walks; see `between`.
+
+    Classes have no line between them: of discrete codes the latents that differ change one by one, whatever the kind.
+    """
+    if model.discrete or kind == "linear":
+        return model.vae.latent.walk(a, b, torch.linspace(0.0, 1.0, steps, device=a.device))
+    return between(a, b, steps, kind)
+
+
 def between(a: Tensor, b: Tensor, steps: int, kind: str) -> Tensor:
     """Return `steps` codes from a [D] to b [D], ends included: along a line, or along a great circle (`spherical`).
 
@@ -31,8 +41,8 @@ def between(a: Tensor, b: Tensor, steps: int, kind: str) -> Tensor:
 
 
 def by_information(model: Trained, x: Tensor, y: Any) -> Tensor:
-    """Return the latent dimensions, the one with the largest KL over examples x [B, *shape] first.
+    """Return the latent units (dimensions, or latents of classes), that of the largest KL over examples x first.
 
-    Where the KL is not known by dimension, the variance of the posterior mean stands for it.
+    Where the KL is not known by unit, the variance of the posterior mean stands for it.
     """
-    return pictures.by_information(model.kl_by_dimension(x, y), model.encode(x, y).mean)
+    return pictures.by_information(model.vae, model.kl_by_dimension(x, y), model.posterior(x, y).mean)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_cli.api import SLACK, Trained, class_number
+from vae_cli.api import Trained
 from vae_cli.data import arrays, decoding, images, npy
 from vae_cli.data.batches.mapped import SMALL
+from vae_cli.data.inputs import SLACK, class_number
 from vae_cli.report.pictures import is_picture, spread
 from vae_cli.system.errors import UserError, first_line
 
@@ -186,7 +187,7 @@ def _binary(model: Trained, x: Tensor) -> Tensor:
 
 
 def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
-    """Return codes z [N, D] and labels of an .npz (`z`, `y`) or .npy.
+    """Return flat codes z [N, D] and labels of an .npz (`z`, `y`) or .npy.
 
     Raises:
         UserError: the file cannot be read, or its codes do not fit the model.
@@ -195,7 +196,7 @@ def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
     content = npy.contents("task.codes", Path(path), "z")
     if not isinstance(content.get("z"), np.ndarray):
         raise UserError(f"{given}: holds {', '.join(content) or 'nothing'}; codes must be under `z`")
-    z = _codes(given, content["z"], model.latent_dim)
+    z = _codes(given, content["z"], model)
     if not model.conditional:
         return z.to(model.device), None
     if "y" not in content:
@@ -208,14 +209,16 @@ def read_codes(path: str, model: Trained) -> tuple[Tensor, Tensor | None]:
     return z.to(model.device), labels.to(model.device)
 
 
-def _codes(given: str, z: np.ndarray, dimensions: int) -> Tensor:
-    """Return codes as float32 [N, D].
+def _codes(given: str, z: np.ndarray, model: Trained) -> Tensor:
+    """Return codes, flat or in their own shape, as float32 [N, D].
 
     Raises:
         UserError: they have another shape or type, or are not finite.
     """
-    if z.ndim != 2 or z.shape[1] != dimensions or len(z) == 0:
-        raise UserError(f"{given}: codes of shape {list(z.shape)}; [N, {dimensions}] with N ≥ 1 is allowed")
+    shape, dimensions = model.code_shape, model.latent_dim
+    if z.shape[1:] not in ((dimensions,), shape) or len(z) == 0:
+        own = f" or [N, {', '.join(map(str, shape))}]" if len(shape) > 1 else ""
+        raise UserError(f"{given}: codes of shape {list(z.shape)}; [N, {dimensions}]{own} with N ≥ 1 is allowed")
     if z.dtype.kind not in "uif":
         raise UserError(f"{given}: codes of type {z.dtype}; numbers are allowed")
     with np.errstate(over="ignore"):
@@ -223,7 +226,7 @@ def _codes(given: str, z: np.ndarray, dimensions: int) -> Tensor:
     if not (finite := np.isfinite(codes).all(1)).all():
         first = f"first in code {int(finite.argmin())}"
         raise UserError(f"{given}: NaN, infinity or beyond float32 in `z` ({first}); finite numbers are allowed")
-    return torch.from_numpy(codes)
+    return torch.from_numpy(codes.reshape(len(z), dimensions))
 
 
 def read_mask(mask: str, model: Trained, n: int) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_cli.api import Trained, class_number
+from vae_cli.api import Trained
 from vae_cli.commands.generate import latent, samplers
 from vae_cli.commands.generate.impute import impute
 from vae_cli.commands.generate.saving import save
 from vae_cli.commands.generate.sources import Examples, read_codes
-from vae_cli.report import drawing, pictures
+from vae_cli.data.inputs import class_number
+from vae_cli.report import drawing
 from vae_cli.system.disk import write_csv
 from vae_cli.system.errors import UserError
 
@@ -54,6 +55,7 @@ def sample(
         z = model.prior_sample(count, y, temperature=temperature)
     else:
         _refuse_conditional(model, f"task.sampler={sampler}")
+        _refuse_discrete(model, f"task.sampler={sampler}", "prior")
         z = samplers.draw(sampler, model, count, temperature)
     p = model.decode(z, y)
     x = model.picture(p) if means else p.sample()
@@ -62,7 +64,7 @@ def sample(
     title = f"{_word(model, means)}s of p(x|z), z from {'the prior' if sampler == 'prior' else sampler}"
     return [
         drawing.grid(model.spec, shown[:32], folder / "samples.png", title, names[:32]),
-        save(folder / "samples.npz", x=x, z=z, **({} if y is None else {"y": y})),
+        save(folder / "samples.npz", x=x, z=_shaped(model, z), **({} if y is None else {"y": y})),
     ]
 
 
@@ -70,7 +72,7 @@ def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, mea
     """Put n examples above what the model makes of them."""
     index = examples.some(n)
     x, y = examples.at(index)
-    p = model.decode(model.encode(x, y).mean, y)
+    p = model.decode(model.code_of(x, y), y)
     made = model.picture(p) if means else p.sample()
     path, names = folder / "reconstructions.png", ("data", f"{_word(model, means)} of p(x|z)")
     return [
@@ -87,35 +89,40 @@ def interpolate(
     Conditional runs mix the conditions c of the two ends on the way as they mix the codes.
     """
     x, y = examples.chosen(indices, f"task.indices={list(indices)}")
-    z = model.encode(x, y).mean
-    legs = [latent.between(a, b, steps, kind) for a, b in pairwise(z)]
+    z = model.code_of(x, y)
+    legs = [latent.walk(model, a, b, steps, kind) for a, b in pairwise(z)]
     with torch.no_grad():
         c = model.vae.conditioning(y)
         mixed = [None] * len(legs) if c is None else [latent.between(a, b, steps, "linear") for a, b in pairwise(c)]
         made = [model.picture(model.rescaled(model.vae.decode_given(*way))) for way in zip(legs, mixed, strict=True)]
     names = [f"{a} →\n{b}" for a, b in pairwise(_called(examples, index) for index in indices)]
-    title = f"{kind} interpolation of codes" + (", labels mixed on the way" if c is not None else "")
+    title = ("latents changed one by one" if model.discrete else f"{kind} interpolation of codes") + (
+        ", labels mixed on the way" if c is not None else ""
+    )
     return [
         drawing.grid(model.spec, made, folder / "interpolation.png", title, names),
         drawing.animation(model.spec, torch.cat(made), folder / "interpolation.gif"),
-        save(folder / "interpolation.npz", x=torch.stack(made), z=torch.stack(legs)),
+        save(folder / "interpolation.npz", x=torch.stack(made), z=_shaped(model, torch.stack(legs))),
     ]
 
 
 def traverse(
     model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
 ) -> list[Path]:
-    """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
+    """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL.
+
+    Of codes of classes, one latent at a time takes its classes in turn, `steps` of them at most.
+    """
     x, y = examples.at(examples.some(MANY))
-    q = model.encode(x, y)
+    means = model.posterior(x, y).mean
     order = latent.by_information(model, x, y)[:dimensions]
     one, label = examples.chosen([index], f"task.index={index}")
-    z = model.encode(one, label).mean
-    codes = pictures.moved(z[0], q.mean, order, torch.linspace(-range, range, steps, device=z.device))
-    labels = None if label is None else label.expand(steps, *label.shape[1:])
+    z = model.code_of(one, label)
+    codes = model.vae.latent.traverse(z[0], means, order, torch.linspace(-range, range, steps, device=z.device))
+    labels = None if label is None else label.expand(codes.shape[1], *label.shape[1:])
     made = [model.picture(model.decode(row, labels)) for row in codes]
     names = [f"z{int(j)}" for j in order]
-    title = f"each dimension moved over ±{range:g} standard deviations of its codes, most informative first"
+    title = f"each {model.vae.latent.moved.format(range)}, most informative first"
     return [
         drawing.grid(model.spec, made, folder / "traversal.png", title, names),
         drawing.animation_of_rows(model.spec, made, folder / "traversal.gif"),
@@ -125,6 +132,7 @@ def traverse(
 
 def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | list[float] | None) -> list[Path]:
     """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
+    _refuse_discrete(model, "task=manifold", "a latent of numbers")
     if model.latent_dim != 2:
         raise UserError(
             f"task=manifold: the run has {model.latent_dim} latent dimensions; model.latent_dim=2 is allowed"
@@ -152,29 +160,35 @@ def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> lis
         raise UserError("task=transfer: the run has no classes to choose from; conditional=label is needed in training")
     index = examples.some(n)
     x, y = examples.at(index)
-    z = model.encode(x, y).mean
+    z = model.code_of(x, y)
     made = torch.stack([model.picture(model.decode(z, torch.full((len(z),), k))).cpu() for k in range(classes)])
     rows = [x.cpu(), *made][: drawing.ROWS]
     names = ["data", *(model.spec.names or ())][: drawing.ROWS]
     return [
         drawing.grid(model.spec, rows, folder / "transfer.png", "the same z under each class", names),
-        save(folder / "transfer.npz", x=x, z=z, transferred=made, index=index),
+        save(folder / "transfer.npz", x=x, z=_shaped(model, z), transferred=made, index=index),
     ]
 
 
 def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
-    """Write the means and standard deviations of q(z|x) of all examples, with their labels."""
-    locs, scales = [], []
+    """Write the means and standard deviations of q(z|x) of all examples [N, *code], with their labels.
+
+    Of codes of classes z is one-hot, the likeliest class of each latent, and `classes` [N, D] are their numbers.
+    """
+    codes, scales = [], []
     for x, y in examples.batches(MANY):
-        q = model.encode(x, y)
-        locs.append(q.mean.cpu())
+        q = model.posterior(x, y)
+        codes.append(model.vae.latent.code_of(q).cpu())
         scales.append(_deviation(q).cpu())
+    z = torch.cat(codes)
+    more = {"classes": model.vae.latent.classes_of(z)} if model.discrete else {}
     labels = {} if examples.y is None else {"y": examples.y}
-    return [save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
+    scale = _shaped(model, torch.cat(scales))
+    return [save(folder / "codes.npz", z=_shaped(model, z), scale=scale, **more, **labels)]
 
 
 def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
-    """Decode codes z [N, D] (and labels y) of an .npz or .npy."""
+    """Decode codes z [N, D] or [N, *code] (and labels y) of an .npz or .npy."""
     z, y = read_codes(codes, model)
     made = []
     for start in range(0, len(z), MANY):
@@ -284,6 +298,16 @@ def _called(examples: Examples, index: int) -> str:
 def _refuse_conditional(model: Trained, what: str) -> None:
     if model.conditional:
         raise UserError(f"{what}: its codes know no labels, and the run is conditional; prior is allowed")
+
+
+def _refuse_discrete(model: Trained, what: str, allowed: str) -> None:
+    if model.discrete:
+        raise UserError(f"{what}: the run's codes are classes; {allowed} is allowed")
+
+
+def _shaped(model: Trained, z: Tensor) -> Tensor:
+    """Return codes [..., D] in their own shape."""
+    return z.unflatten(-1, model.code_shape)
 
 
 def _deviation(q: Any) -> Tensor:
