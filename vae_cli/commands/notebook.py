@@ -34,18 +34,18 @@ def train(*overrides: str, folder: str | os.PathLike[str] | None = None, device:
     `vae_cli.train("data=digits", "trainer.steps=100").sample(16)` gives pictures.
     """
     settings = _settings(overrides)
-    from vae_cli.commands.train import _claimed, _withdraw
+    from vae_cli.commands.folders import claim, withdraw
     from vae_cli.config import validate
     from vae_cli.training import run
 
     config = validate(settings)
     if config.trainer.prune:
         raise UserError("trainer.prune: has no effect on a single run, which has no siblings; null is allowed")
-    place = _claimed(_new(folder), chosen=False)
+    place = claim(_new(folder), chosen=False)
     try:
         run.train(config, place, accepted=lambda: _record(place, settings, overrides))
     except Exception:
-        _withdraw(place)
+        withdraw(place)
         raise
     return load(place, device=device, trust=True)
 
@@ -102,7 +102,7 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
     from vae_cli.commands.shared import expected, refuse_misused
-    from vae_cli.commands.train import _settings as resolved
+    from vae_cli.commands.settings import plain_settings as resolved
     from vae_cli.config.words import CONF
 
     for override in overrides:

@@ -25,7 +25,7 @@ def introduce(config: Config, dataset: Dataset, trainer: Trainer, reporter: Repo
     step, pace, vae = trainer.state.step, trainer.pace, trainer.stepper.vae
     start = f", going on at step {step}" if step else ""
     reporter.line(
-        f"{_data(config, dataset)} | {name_of('model', config.model)}, {vae.latent_dim} latent dimensions, "
+        f"{_data(config, dataset)} | {name_of('model', config.model)}, {vae.latent.described}, "
         f"{sum(p.numel() for p in vae.parameters()):,} parameters | {name_of('likelihood', config.likelihood)} | "
         f"{_machine(trainer.stepper)} | {pace.total:,} steps of {pace.batch_size}{start} | {folder}"
     )
