@@ -19,8 +19,8 @@ from vae_cli import parts
 from vae_cli.commands.generate import tasks
 from vae_cli.commands.generate.app import generate, validate
 from vae_cli.commands.generate.latent import between
-from vae_cli.commands.generate.schema import TASKS
-from vae_cli.config import PATHS, check
+from vae_cli.config import PATHS, check_part
+from vae_cli.config.options import targets
 from vae_cli.config.words import CONF
 from vae_cli.data import arrays as files
 from vae_cli.system import checkpoint
@@ -84,7 +84,7 @@ def made(folder, task, **changes):
 
 def test_every_task_has_its_option_and_every_option_its_schema():
     files = {path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")}
-    assert files == set(TASKS)
+    assert files == set(targets("task").values())
     for name in files - {"decode"}:
         settings("anywhere", name)
 
@@ -327,7 +327,7 @@ def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
 
 
 def test_settings_are_checked():
-    assert check(TASKS["sample"], yaml.safe_load(Path(CONF, "task", "sample.yaml").read_text()), "task.").n == 64
+    assert check_part("task", {"task": yaml.safe_load(Path(CONF, "task", "sample.yaml").read_text())}).n == 64
     with pytest.raises(UserError, match="no such task"):
         validate({"task": {"_target_": "os.system"}})
 

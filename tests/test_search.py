@@ -8,11 +8,12 @@ import pytest
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import configure
 from tests.ordeals import killed_after
 from vae_cli.config import compose, flat, validate
+from vae_cli.config.options import targets
+from vae_cli.config.trust import foreign
 from vae_cli.config.words import CONF
 from vae_cli.report import Reporter
 from vae_cli.system import checkpoint
@@ -92,5 +93,5 @@ def test_every_option_is_ours():
     for group, options in CHOICES.items():
         for option in chance.sample(options, min(3, len(options))):
             content = flat(configure(f"{group}={option}", *(["conditional=label"] * (option == "conditional"))).plain)
-            assert content[f"{group}._target_"] in OPTIONS[group]
+            assert content[f"{group}._target_"] in targets(group)
             assert foreign(group, {"_target_": content[f"{group}._target_"]}) is None

@@ -19,11 +19,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import TINY, command, configure, train
 from vae_cli import api, parts
 from vae_cli.commands.generate.sources import read_codes
+from vae_cli.config.options import GROUPS, targets
+from vae_cli.config.trust import foreign
 from vae_cli.data import arrays as files
 from vae_cli.data import shards
 from vae_cli.system import checkpoint
@@ -90,13 +91,13 @@ def test_a_target_that_is_no_option_of_ours_is_refused(target, group):
 
 
 def test_our_own_targets_pass():
-    assert all(foreign(group, {"_target_": target}) is None for group in OPTIONS for target in OPTIONS[group])
+    assert all(foreign(group, {"_target_": target}) is None for group in GROUPS for target in targets(group))
     assert foreign("trainer", {"epochs": 3}) is None
 
 
 def test_a_crafted_target_is_refused_by_every_command(crafted):
     rewrite(crafted, lambda content: content["likelihood"].update(_target_="vae_cli.commands.train.os.system"))
-    with pytest.raises(UserError, match=r"likelihood\._target_=vae_cli\.train\.os\.system: not a part of vae_cli"):
+    with pytest.raises(UserError, match=r"likelihood\._target_=vae_cli\.commands\.train\.os\.system: not a part of vae_cli"):
         api.load(crafted)
     done = command(f"resume={crafted}", "trainer.steps=5")
     assert done.returncode == 1

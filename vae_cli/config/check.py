@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from vae_cli.config import rules
 from vae_cli.config.commands import Evaluate
-from vae_cli.config.options import GROUPS, NOT_SETTINGS, OFFERED, SHARED, targets
+from vae_cli.config.options import GROUPS, MADE, NOT_SETTINGS, OFFERED, SHARED, targets
 from vae_cli.config.run import Config, Trainer
 from vae_cli.config.signatures import Parameter, Signature, signature
 from vae_cli.config.stored import modernise
@@ -64,7 +64,8 @@ def schema(group: str, target: str) -> type[Part]:
     """Return the typed settings of a part: those that its signature names, and those that its whole group has."""
     own = signature(target)
     shared = _settings(signature(SHARED[group])) if group in SHARED else {}
-    named = {**shared, **_settings(own)}
+    made = [_settings(signature(maker)) for name, maker in MADE.get(group, {}).items() if name in own.parameters]
+    named = {**shared, **_settings(own), **{name: each for settings in made for name, each in settings.items()}}
     fields: dict[str, Any] = {
         name: (each.type, ... if each.required else None)
         for name, each in named.items()

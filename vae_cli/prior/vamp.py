@@ -31,7 +31,7 @@ class Vamp(nn.Module):
         start: `data`: pseudo-inputs start as training examples; `noise`: as noise around the training mean.
     """
 
-    needs = {"cheap density": "the densities of such a posterior at every pseudo-input would take minutes a step"}
+    needs = {"cheap density": "the densities of {posterior} at every pseudo-input would take minutes a step"}
 
     def __init__(
         self,

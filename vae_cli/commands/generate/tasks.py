@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vae_cli.api import Trained, class_number
 from vae_cli.batch import Batch
 from vae_cli.commands.generate import latent, samplers
 from vae_cli.commands.generate.sources import Examples, read_codes, read_mask
+from vae_cli.config.types import Condition, Count, CountOrNone, ExistingPath, Indices, Mask, Positive, TwoOrMore
 from vae_cli.report import drawing, pictures
 from vae_cli.system.disk import whole, write_csv
 from vae_cli.system.errors import UserError
@@ -28,10 +29,10 @@ def sample(
     model: Trained,
     folder: Path,
     *,
-    n: int,
-    condition: int | str | list[float] | None,
-    temperature: float,
-    sampler: str,
+    n: Count,
+    condition: Condition,
+    temperature: Positive,
+    sampler: Literal["prior", "gaussian_mixture", "flow"],
     means: bool,
 ) -> list[Path]:
     """Draw n examples, or n of every class, of the prior or of a sampler of the aggregate posterior."""
@@ -53,7 +54,7 @@ def sample(
     ]
 
 
-def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, means: bool) -> list[Path]:
+def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: Count, means: bool) -> list[Path]:
     """Put n examples above what the model makes of them."""
     index = examples.some(n)
     x, y = examples.at(index)
@@ -67,7 +68,13 @@ def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, mea
 
 
 def interpolate(
-    model: Trained, folder: Path, *, examples: Examples, indices: Sequence[int], steps: int, kind: str
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    indices: Indices,
+    steps: TwoOrMore,
+    kind: Literal["spherical", "linear"],
 ) -> list[Path]:
     """Walk between the codes of two or more examples; the ends of each leg are the examples' reconstructions.
 
@@ -90,7 +97,14 @@ def interpolate(
 
 
 def traverse(
-    model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    index: CountOrNone,
+    dimensions: Count,
+    steps: TwoOrMore,
+    range: Positive,
 ) -> list[Path]:
     """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL."""
     x, y = examples.at(examples.some(MANY))
@@ -110,7 +124,7 @@ def traverse(
     ]
 
 
-def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | list[float] | None) -> list[Path]:
+def manifold(model: Trained, folder: Path, *, n: TwoOrMore, condition: Condition) -> list[Path]:
     """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
     if model.latent_dim != 2:
         raise UserError(
@@ -132,7 +146,7 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | lis
     ]
 
 
-def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> list[Path]:
+def transfer(model: Trained, folder: Path, *, examples: Examples, n: Count) -> list[Path]:
     """Decode the codes of n examples under every class: the same z, another label."""
     classes = model.spec.classes
     if not model.conditional or classes is None:
@@ -160,7 +174,7 @@ def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
     return [_save(folder / "codes.npz", z=torch.cat(locs), scale=torch.cat(scales), **labels)]
 
 
-def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
+def decode(model: Trained, folder: Path, *, codes: ExistingPath, means: bool) -> list[Path]:
     """Decode codes z [N, D] (and labels y) of an .npz or .npy."""
     z, y = read_codes(codes, model)
     made = []
@@ -174,7 +188,7 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
     ]
 
 
-def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: int, steps: int) -> list[Path]:
+def impute(model: Trained, folder: Path, *, examples: Examples, mask: Mask, n: Count, steps: Count) -> list[Path]:
     """Fill in missing elements: z ~ q(z|x), then the missing of x ~ p(x|z), again and again (Rezende et al. 2014).
 
     What is drawn on the way may lie beyond the data's range (a Gaussian knows none), so it is not held against it.
@@ -197,7 +211,14 @@ def impute(model: Trained, folder: Path, *, examples: Examples, mask: str, n: in
 
 
 def anomaly(
-    model: Trained, folder: Path, *, examples: Examples, score: str, over_classes: str, samples: int, n: int
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    score: Literal["log_likelihood", "elbo"],
+    over_classes: Literal["auto", "mean", "max", "none"],
+    samples: Count,
+    n: Count,
 ) -> list[Path]:
     """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n.
 
