@@ -2,6 +2,7 @@
 
 from vae_cli.config.check import check, check_part, compose, validate, validate_evaluate
 from vae_cli.config.commands import PATHS
+from vae_cli.config.earlier import modernise, modernise_state
 from vae_cli.config.rules import refuse_without_validation
 from vae_cli.config.stored import (
     MAY_CHANGE,
@@ -10,7 +11,6 @@ from vae_cli.config.stored import (
     as_chosen,
     differing,
     flat,
-    modernise,
     plain_yaml,
     require_run,
     stays,
@@ -30,6 +30,7 @@ __all__ = [
     "differing",
     "flat",
     "modernise",
+    "modernise_state",
     "plain_yaml",
     "refuse_without_validation",
     "require_run",

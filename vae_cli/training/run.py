@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vae_cli import metrics
-from vae_cli.config import flat, refuse_without_validation
+from vae_cli.config import flat, modernise_state, refuse_without_validation
 from vae_cli.config.run import Config
 from vae_cli.data import Dataset, Resident
 from vae_cli.finished import about_data, changed, refuse_others, told_of
@@ -182,6 +182,7 @@ def _states(
         if change := changed(about_data(last), dataset):
             raise UserError(f"resume={folder}: the data changed since the run began ({change})")
         refuse_others(path, last, config)
+        last = modernise_state(last)
     return last, _best_state(path.with_name(checkpoint.BEST), config, tell)
 
 
@@ -195,7 +196,8 @@ def _best_state(path: Path, config: Config, tell: Callable[[str], None]) -> dict
     if best is not None:
         with checkpoint.fitting(path):
             refuse_others(path, best, config)
-    return best
+            return modernise_state(best)
+    return None
 
 
 def _objective(config: Config, dataset: Dataset, device: torch.device) -> Objective:
