@@ -106,7 +106,8 @@ def test_only_errors_that_a_person_can_mend_lose_their_traceback():
 
 
 def test_a_machine_without_memory_for_torch_is_told():
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); from vae_cli.commands import train; "
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); "
+    limited += "from vae_cli.commands import train;"
     done = subprocess.run([sys.executable, "-c", f"{limited} train.main()"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("vae-train: error: out of memory: ")
@@ -148,7 +149,8 @@ finally: assert "torch" not in sys.modules
 
 
 def test_help_lists_the_groups_of_its_own_command():
-    shown = {name: command("--help", module=f"vae_cli.commands.{name}").stdout for name in ("train", "generate.app", "evaluate")}
+    names = ("train", "generate.app", "evaluate")
+    shown = {name: command("--help", module=f"vae_cli.commands.{name}").stdout for name in names}
     assert "\ntask: " not in shown["train"]
     assert "\nmodel: conv, ladder" in shown["train"]
     assert "\nmodel: " not in shown["generate.app"]

@@ -10,7 +10,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.conftest import ROOT, command, configure
@@ -162,7 +161,8 @@ WRONG = {
         "prior=flow: an autoregressive flow needs two dimensions; model.latent_dim=2 or more is allowed"
     ),
     ("prior=vamp", "objective=mmd", "kl.weight=0"): (
-        "kl.weight=0: nothing would train prior=vamp with objective=mmd; prior=standard is allowed, or another kl.weight"
+        "kl.weight=0: nothing would train prior=vamp with objective=mmd; "
+        "prior=standard is allowed, or another kl.weight"
     ),
     ("experiment=tomczak2018_standard", "trainer.epochs=abc"): "trainer.epochs=abc: an integer is allowed",
     ("likelihood._target_=vae_cli.likelihood.Absent",): (

@@ -46,8 +46,8 @@ class Sweep(Callback):
         folder = Path(config.hydra.sweep.dir)
         with told("vae-train"):
             _refuse(config, folder)
-            _refuse_settings(config)
             refuse_links(folder, deep=False)
+            _refuse_settings(config)
             _HELD.enter_context(locked(folder))
             study.go_on(config, folder)
         _BEGUN.append(folder)
@@ -166,7 +166,7 @@ def failed(folder: Path, error: Exception) -> str:
 
 def failures() -> list[str]:
     """Return a line for each failed job of this process's sweeps."""
-    paths = [path for folder in _BEGUN for path in folder.glob(f"*/{REASON}")]
+    paths = [path for folder in _BEGUN for path in folder.rglob(REASON)]
     found = {path.parent: _first_line(path) for path in paths} | _UNWRITTEN
     return [f"{folder}: {found[folder]}" for folder in sorted(found, key=lambda each: (len(each.name), each.name))]
 

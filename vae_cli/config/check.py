@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from vae_cli.config import rules
 from vae_cli.config.commands import Evaluate
+from vae_cli.config.earlier import modernise
 from vae_cli.config.options import GROUPS, MADE, NOT_SETTINGS, OFFERED, SHARED, targets
 from vae_cli.config.run import Config, Trainer
 from vae_cli.config.signatures import Parameter, Signature, signature
-from vae_cli.config.earlier import modernise
 from vae_cli.config.types import OpenPart, Part
 from vae_cli.config.words import CONF, OVERLAYS, unknown_setting
 from vae_cli.system.errors import UserError
