@@ -9,7 +9,7 @@ import torch
 import vae_cli
 from tests.test_generate import finished
 from vae_cli.commands.export import export
-from vae_cli.config import check
+from vae_cli.config.check import check
 from vae_cli.config.commands import Export
 from vae_cli.system.errors import UserError
 

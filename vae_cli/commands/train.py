@@ -213,7 +213,8 @@ def _refuse_others(settings: dict[str, Any], folder: Path) -> bool:
     Raises:
         UserError: they differ in something else.
     """
-    from vae_cli.config import differing, stays, stored
+    from vae_cli.config import differing, stays
+    from vae_cli.config.stored import stored
 
     found = differing(stored(folder), settings)
     for key, (own, new) in found.items():
@@ -339,7 +340,8 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 
 def _resumed(folder: Path, composed: DictConfig) -> dict[str, Any]:
     """Return the run's own settings with those that this command gives anew."""
-    from vae_cli.config import MUST_STAY, stays, stored
+    from vae_cli.config import MUST_STAY, stays
+    from vae_cli.config.stored import stored
     from vae_cli.config.trust import command
 
     settings = stored(folder)

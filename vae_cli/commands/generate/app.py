@@ -11,7 +11,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.commands.shared import import_torch, new_folder, own_folders, run_hydra, told
-from vae_cli.config import check, check_part, require_run, words
+from vae_cli.config import check_part, require_run, words
+from vae_cli.config.check import check
 from vae_cli.config.commands import Generate
 from vae_cli.config.options import targets
 from vae_cli.config.words import CONF
