@@ -63,7 +63,7 @@ def folders(tmp_path_factory):
         "labels": finished(root / "labels", *DIGITS, "conditional=label"),
         "table": finished(root / "table", *table, "trainer.epochs=60"),
         "named": finished(root / "named", *named, "trainer.epochs=20", "trainer.log_likelihood_samples=0"),
-        "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "model.below=[1]",
+        "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "latent.below=[1]",
                          "model.latent_dim=1"),
     }  # fmt: skip
 
