@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
 from vae_cli import parts
+from vae_cli.batch import Batch
 from vae_cli.commands.generate import tasks
 from vae_cli.commands.generate.app import generate, validate
 from vae_cli.commands.generate.latent import between
@@ -263,7 +264,8 @@ def test_the_interface_speaks_in_the_datas_own_units(folders):
     p = model.decode(model.encode(x).mean)
     assert (p.mean - x).abs().mean() < 10.0
     assert 60 < p.sample().mean() < 140
-    own = model.vae.log_weights((x - _row(model.spec.mean)) / _row(model.spec.std), None, 500, 500)
+    batch = Batch((x - _row(model.spec.mean)) / _row(model.spec.std), None)
+    own = model.vae.log_weights(batch, 500, 500)
     expected = torch.logsumexp(own, 0) - np.log(500)
     found = model.log_likelihood(x.numpy(), samples=500)
     assert (found.mean() - expected.mean()).abs() < 0.3
