@@ -211,7 +211,7 @@ def test_postscript_by_the_name_of_a_picture_starts_no_program(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
         images.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
     with pytest.raises(OSError, match="cannot identify"):
-        reader.Reader(None, None, skip=False).x({"png": harm})
+        reader.Reader(None, None, color=None, skip=False).x({"png": harm})
     assert not started
 
 
