@@ -211,7 +211,7 @@ def test_postscript_by_the_name_of_a_picture_starts_no_program(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
         images.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
     with pytest.raises(OSError, match="cannot identify"):
-        reader.Reader(None, None, color=None, skip=False).x({"png": harm})
+        reader.Reader(None, "crop", None, skip=False).x({"png": harm})
     assert not started
 
 
@@ -427,7 +427,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
     texts = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\x1b[31m", "-1.5", "plain", "\n=1"]
     path = write_csv(tmp_path / "a.csv", [texts, [-1.5, None, 3]])
     first, second = csv.reader(path.read_text().splitlines())
-    assert first == ["'=1+1", "'+1+1", "'-1+1", "'@SUM(A1)", r"\x1b[31m", "-1.5", "plain", r"\x0a=1"]
+    assert first == ["'=1+1", "'+1+1", "'-1+1", "'@SUM(A1)", r"\x1b[31m", "-1.5", "plain", r"\n=1"]
     assert second == ["-1.5", "", "3"]
 
 
