@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from vae_cli.schema import every
 
 from tests.conftest import ROOT, TINY, command, configure
 from vae_cli.commands.shared import expected, refuse_misused
+from vae_cli.config.types import parse_interval
 from vae_cli.config.words import one_line
 from vae_cli.system.errors import UserError
 from vae_cli.system.output import shell_assignment
@@ -69,7 +69,7 @@ def test_what_is_in_order_is_not_refused():
        "such as ${hydra.job.num} is allowed") for subdir in ("", "x", "../${hydra.job.num}")),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(module, arguments, line):
-    done = command(*arguments, module=f"vae_cli.{module}")
+    done = command(*arguments, module=f"vae_cli.commands.{module}")
     assert (done.returncode, done.stderr) == (1, f"{line}\n")
 
 
@@ -106,7 +106,8 @@ def test_only_errors_that_a_person_can_mend_lose_their_traceback():
 
 
 def test_a_machine_without_memory_for_torch_is_told():
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); from vae_cli import train; "
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); "
+    limited += "from vae_cli.commands import train;"
     done = subprocess.run([sys.executable, "-c", f"{limited} train.main()"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("vae-train: error: out of memory: ")
@@ -122,8 +123,8 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path):
 
 
 def test_hours_are_an_interval():
-    assert every("2 hours") == (120.0, "minutes")
-    assert every("1.5 epochs") == (1.5, "epochs")
+    assert parse_interval("2 hours") == (120.0, "minutes")
+    assert parse_interval("1.5 epochs") == (1.5, "epochs")
 
 
 @pytest.mark.parametrize("path", ["runs/a", "a run", "it's", "x=1,(2)", "[a]"])
@@ -137,7 +138,7 @@ def test_what_is_to_be_typed_next_is_read_as_it_was_meant(path):
 def test_a_run_that_is_not_there_is_told_before_torch_is_imported(module):
     check = f"""
 import sys
-from vae_cli.{module} import main
+from vae_cli.commands.{module} import main
 try: main()
 finally: assert "torch" not in sys.modules
 """
@@ -148,7 +149,8 @@ finally: assert "torch" not in sys.modules
 
 
 def test_help_lists_the_groups_of_its_own_command():
-    shown = {name: command("--help", module=f"vae_cli.{name}").stdout for name in ("train", "generate.app", "evaluate")}
+    names = ("train", "generate.app", "evaluate")
+    shown = {name: command("--help", module=f"vae_cli.commands.{name}").stdout for name in names}
     assert "\ntask: " not in shown["train"]
     assert "\nmodel: conv, ladder" in shown["train"]
     assert "\nmodel: " not in shown["generate.app"]
@@ -166,7 +168,7 @@ class Interrupting:
         if imported == "hydra":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Interrupting())
-from vae_cli import start
+from vae_cli.commands import start
 getattr(start, name)()
 """
 

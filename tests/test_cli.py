@@ -113,7 +113,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_ends_as_the_undisturbed_
 def test_a_command_that_is_ending_is_not_interrupted(tmp_path, name, code):
     """Such a SIGTERM comes from torchrun, when another rank was lost; such a Ctrl-C from an impatient person."""
     program = f"import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.{name})\n"
-    program += "from vae_cli import train; train.main()"
+    program += "from vae_cli.commands import train; train.main()"
     start = [sys.executable, "-c", program, "trainer.epochs=-1"]
     done = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code
@@ -285,7 +285,7 @@ def test_tensorboard_serves_the_tags_of_a_run(tmp_path):
 
 
 def test_training_imports_neither_compiler_nor_torchvision(tmp_path):
-    code = "import sys; from vae_cli import step, train\n" \
+    code = "import sys; from vae_cli.commands import train; from vae_cli.training import step\n" \
         "step.Step.__call__ = lambda *_, **__: sys.exit(str({'torch._dynamo', 'torchvision', 'sklearn', 'matplotlib'}" \
         " & set(sys.modules)))\ntrain.main()"  # fmt: skip
     done = subprocess.run(

@@ -3,25 +3,28 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from vae_cli.schema import OPTIONS
 
 from tests.conftest import ROOT, command, configure
+from vae_cli.config.check import schema, setting_names
+from vae_cli.config.options import GROUPS as PARTS
+from vae_cli.config.options import OFFERED, targets
+from vae_cli.config.signatures import forget
 from vae_cli.config.words import CONF, groups, one_line
 from vae_cli.system.errors import UserError
 
 GROUPS = groups()  # of vae-train
 EVERY = [(group, path.stem) for group in GROUPS for path in sorted((Path(CONF) / group).glob("*.yaml"))]
-OFFERED = {"shape", "latent_dim", "condition_dim", "outputs", "features", "levels", "classes", "attributes", "epochs"}
-OFFERED |= {"encoder", "low", "high", "examples", "center", "spread"}
+TARGETS = sorted((group, target) for group in (*PARTS, "task") for target in targets(group))
 FILES = {name: ["data.path=."] for name in ("arrays", "images", "shards", "huggingface")}
-FILES |= {"conditional": ["conditional=label"]}
+FILES |= {"conditional": ["conditional=label"], "spatial": ["model=conv"], "categorical": ["latent=codes"]}
 FILES |= {
     name: ["data.path=."] for name in ("kingma2014_freyfaces", "higgins2017_beta", "chen2018_tc")
 }  # what they need
@@ -40,35 +43,31 @@ def test_every_option_composes_and_is_commented(group, option):
     assert (Path(CONF) / group / f"{option}.yaml").read_text().startswith("#")
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in EVERY if pair[0] in OPTIONS], ids=lambda value: value)
-def test_yaml_schema_and_constructor_name_the_same_settings(group, option):
+@pytest.mark.parametrize(("group", "option"), [pair for pair in EVERY if pair[0] in PARTS], ids=lambda value: value)
+def test_yaml_and_signature_name_the_same_settings(group, option):
     part = getattr(configure(f"{group}={option}", *FILES.get(option, [])), group)
-    assert part.target in OPTIONS[group]
-    named = inspect.signature(get_object(part.target)).parameters
-    assert set(part.arguments) - {"latent_dim"} <= set(named), "a setting that the part does not know"
-    if group != "optimizer":
-        assert set(named) - OFFERED - {"args", "kwargs"} <= set(part.arguments), (
-            "a setting of the part that nobody can set"
-        )
+    fields = schema(group, part.target).model_fields
+    absent = set(setting_names(group, part.target)) - set(part.settings)
+    assert set(part.settings) <= set(fields)
+    assert all(fields[name].annotation is NoneType for name in absent), "a setting that the YAML lacks"
+    named = set(inspect.signature(get_object(part.target)).parameters) - {"args", "kwargs"}
+    assert named - absent <= set(part.settings) | set(OFFERED[group]), "a setting of the part that nobody can set"
 
 
-@pytest.mark.parametrize("target", sorted({t for group in OPTIONS for t in OPTIONS[group] if t.startswith("vae_cli.")}))
-def test_a_constructors_defaults_are_those_of_its_options(target):
-    """A default that a notebook gets is one that the command line gets as well."""
-    group = next(group for group in OPTIONS if target in OPTIONS[group])
-    options = [option for found, option in EVERY if found == group]
-    parts = [getattr(configure(f"{group}={option}", *FILES.get(option, [])), group) for option in options]
-    given = [part.arguments for part in parts if part.target == target]
-    for name, parameter in inspect.signature(get_object(target)).parameters.items():
-        if parameter.default is not parameter.empty and name not in OFFERED:
-            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-            assert default in [settings[name] for settings in given], name
+@pytest.mark.parametrize(("group", "target"), TARGETS, ids=lambda value: value)
+def test_a_default_stands_in_the_yaml_alone(group, target):
+    if target.startswith("vae_cli."):
+        parameters = inspect.signature(get_object(target)).parameters
+        with_default = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+        assert set(with_default.items()) <= {("test", None)}, "`test` of a source that has its own is no setting"
 
 
-def test_every_target_of_the_schema_has_an_option():
-    for group, targets in OPTIONS.items():
-        found = {OmegaConf.load(path)["_target_"] for path in (Path(CONF) / group).glob("*.yaml")}
-        assert found == set(targets) - {""}
+@pytest.mark.parametrize(("group", "target"), TARGETS, ids=lambda value: value)
+def test_every_setting_of_ours_has_a_type(group, target):
+    if target.startswith("vae_cli."):
+        fields = schema(group, target).model_fields
+        assert not [name for name, field in fields.items() if field.annotation is Any]
+        assert schema(group, target).model_config["extra"] == "forbid"
 
 
 WRONG = {
@@ -114,8 +113,8 @@ WRONG = {
         "data.path=/absent.npz: nothing is there; a path that exists is allowed"
     ),
     ("data.dequantize=true",): (
-        "data.dequantize=true: has no effect with a likelihood over discrete values (Bernoulli); "
-        "it is for continuous_bernoulli, gaussian and laplace"
+        "data.dequantize=true: has no effect with likelihood=bernoulli, a mass over discrete values; "
+        "likelihood=continuous_bernoulli, gaussian or laplace is allowed"
     ),
     ("lr_schedule=plateau", "data.valid=0"): (
         "lr_schedule=plateau: has no effect with data.valid=0; give validation examples"
@@ -139,30 +138,31 @@ WRONG = {
     ("likelihood=gaussian", "likelihood.scale=0.1", "likelihood.min_scale=0.2"): (
         "likelihood.scale=0.1: at least likelihood.min_scale=0.2 is allowed"
     ),
-    ("prior=conditional",): "prior=conditional: needs labels; with it conditional=label is allowed",
+    ("prior=conditional",): "prior=conditional: needs labels; conditional=label is allowed",
     ("prior=vamp", "posterior=flow"): (
         "prior=vamp: the densities of posterior=flow at every pseudo-input would take minutes a step; "
-        "posterior=gaussian or full_gaussian is allowed"
+        "posterior=full_gaussian or gaussian is allowed"
     ),
     ("objective=iwae", "kl.free_bits=0.1"): ("kl.free_bits=0.1: has no effect with objective=iwae; 0 is allowed"),
     ("objective=beta_tc", "kl=capacity"): (
         "kl=capacity: has no effect with objective=beta_tc; any other kl is allowed"
     ),
     ("objective=factor", "model=ladder"): (
-        "model=ladder: its layers depend on one another; objective=elbo, iwae or mmd is allowed"
+        "objective=factor: the layers of latent=ladder depend on one another; latent=flat is allowed"
     ),
     ("objective=beta_tc", "posterior=flow"): (
         "objective=beta_tc: needs independent dimensions in q(z|x); posterior=gaussian is allowed"
     ),
     ("objective=iwae", "trainer.compile=true"): (
-        "trainer.compile=true: the hook of objective.gradient=dreg is not compiled rightly; "
-        "objective.gradient=standard or stl is allowed"
+        "objective.gradient=dreg: its hook is not compiled rightly; "
+        "trainer.compile=false is allowed, or another objective.gradient"
     ),
     ("prior=flow", "model.latent_dim=1"): (
         "prior=flow: an autoregressive flow needs two dimensions; model.latent_dim=2 or more is allowed"
     ),
     ("prior=vamp", "objective=mmd", "kl.weight=0"): (
-        "kl.weight=0: nothing would train the prior with objective=mmd; prior=standard is allowed"
+        "kl.weight=0: nothing would train prior=vamp with objective=mmd; "
+        "prior=standard is allowed, or another kl.weight"
     ),
     ("experiment=tomczak2018_standard", "trainer.epochs=abc"): "trainer.epochs=abc: an integer is allowed",
     ("likelihood._target_=vae_cli.likelihood.Absent",): (
@@ -184,7 +184,7 @@ def test_zero_is_a_seed_and_a_whole_number_serves_as_a_fraction():
 
 def test_free_bits_is_the_constant_schedule_with_a_quarter():
     kl = configure("kl=free_bits").kl
-    assert (kl.target, kl.free_bits, kl.weight) == ("vae_cli.schedule.Constant", 0.25, 1.0)
+    assert (kl.target, kl.free_bits, kl.weight) == ("vae_cli.kl.Constant", 0.25, 1.0)
     assert configure("kl=cyclical", "kl.free_bits=0.5").kl.free_bits == 0.5
 
 
@@ -197,7 +197,7 @@ def seconds_of_children():
 def test_a_config_error_comes_before_torch_and_at_once():
     """The command stops with its one line, exit code 1 and no traceback, and torch was never imported."""
     check = (
-        "import sys; from vae_cli import train\n"
+        "import sys; from vae_cli.commands import train\n"
         "sys.argv = ['vae-train', 'hydra.run.dir=/nowhere/at/all', *sys.argv[1:]]\n"
         "try: train.main()\n"
         "finally: assert 'torch' not in sys.modules and 'torchvision' not in sys.modules\n"
@@ -250,3 +250,59 @@ def test_recipes_are_the_papers_settings():
     assert configure("experiment=chen2018_tc", "data.path=.").objective.beta == 6.0
     assert configure("experiment=higgins2017_beta", "data.path=.").kl.weight == 4.0
     assert configure("experiment=rybkin2021_sigma").likelihood.scale == "optimal"
+
+
+OWN = """
+from vae_cli.config.types import Count, Literal
+from vae_cli.model.mlp import MLP
+from vae_cli.objective import beta_tc
+
+
+class Mine(beta_tc.BetaTC):
+    pass
+
+
+class Wide(MLP):
+    def __init__(self, *, latent_dim, width: Count, kind: Literal["a", "b"], **given):
+        super().__init__(**given)
+
+
+def open_to_all(**settings):
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Parts of a user's own, in a module that Python finds."""
+    (tmp_path / "own_parts_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget()
+    yield "own_parts_of_mine"
+    forget()
+
+
+def test_a_users_subclass_is_refused_beside_a_ladder_as_ours_is(own):
+    named = f"objective._target_={own}.Mine"
+    line = "the layers of latent=ladder depend on one another; latent=flat is allowed"
+    assert problem("objective=beta_tc", "model=ladder", named) == f"{named}: {line}"
+    assert problem("objective=beta_tc", "kl=capacity", named) == (
+        f"kl=capacity: has no effect with {named}; any other kl is allowed"
+    )
+    assert problem("objective=beta_tc", "posterior=flow", named).startswith(f"{named}: needs independent dimensions")
+
+
+@pytest.mark.parametrize(("settings", "line"), [
+    (["+model.width=-1", "+model.kind=a"], "model.width=-1: at least 1 is allowed"),
+    (["+model.width=abc", "+model.kind=a"], "model.width=abc: an integer is allowed"),
+    (["+model.width=3", "+model.kind=c"], "model.kind=c: 'a' or 'b' is allowed"),
+    (["+model.width=3"], "model.kind: required; nothing was given"),
+])  # fmt: skip
+def test_a_users_own_part_is_typed_by_its_signature(own, settings, line):
+    assert problem(f"model._target_={own}.Wide", *settings) == line
+
+
+def test_what_a_users_own_part_does_not_take_is_told(own):
+    line = problem(f"objective._target_={own}.Mine", "+objective.alhpa=1")
+    assert line.startswith("objective.alhpa: no setting of own_parts_of_mine.Mine (allowed: objective.")
+    assert configure(f"optimizer._target_={own}.open_to_all", "+optimizer.anything=1").optimizer.anything == 1

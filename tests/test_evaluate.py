@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, TINY, command, train
-from vae_cli import metrics, parts
+from vae_cli import finished as finished_runs
+from vae_cli import metrics
 from vae_cli.commands.evaluate import METRICS, evaluate
 from vae_cli.config import PATHS, validate_evaluate
 from vae_cli.system.errors import UserError
@@ -139,11 +140,11 @@ def test_a_foreign_part_is_refused_unless_trusted(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"likelihood\._target_=os\.system: not a part of vae_cli; trust=\[os\] runs it"
     ):
-        parts.restore(run, torch.device("cpu"))
+        finished_runs.restore(run, torch.device("cpu"))
     config["likelihood"]["_target_"] = "vae_cli.likelihood.os"
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="no such part of vae_cli"):
-        parts.restore(run, torch.device("cpu"), trust=True)
+        finished_runs.restore(run, torch.device("cpu"), trust=True)
 
 
 def test_weights_that_do_not_fit_are_told(folder, tmp_path):
@@ -155,7 +156,7 @@ def test_weights_that_do_not_fit_are_told(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"best\.pt: of another run, which had model\.hidden=\[400\]; this one has \[7\]"
     ):
-        parts.restore(run, torch.device("cpu"))
+        finished_runs.restore(run, torch.device("cpu"))
 
 
 def test_memory_that_runs_out_says_what_to_lower(folder, monkeypatch):
@@ -181,7 +182,7 @@ def test_data_that_changed_are_refused_and_data_that_moved_are_found(tmp_path):
     run = finished(tmp_path / "run", *overrides)
     first = evaluate(settings(run, metrics=["elbo"]))
     (tmp_path / "table.npz").rename(tmp_path / "moved.npz")
-    assert parts.restore(run, torch.device("cpu")).spec.shape == (4,)  # a model needs no data
+    assert finished_runs.restore(run, torch.device("cpu")).spec.shape == (4,)  # a model needs no data
     with pytest.raises(UserError, match="no such file"):
         evaluate(settings(run))
     place = f"data.path={tmp_path}/moved.npz"
@@ -240,7 +241,7 @@ def test_faulty_run_folders_get_one_line(tmp_path):
         (tmp_path / ".hydra").mkdir(exist_ok=True)
         (tmp_path / ".hydra" / "config.yaml").write_text(content)
         with pytest.raises(UserError, match=line):
-            parts.settings_of(tmp_path)
+            finished_runs.settings_of(tmp_path)
 
 
 def test_a_path_that_looks_like_an_interpolation_is_a_path(tmp_path):
@@ -251,7 +252,7 @@ def test_a_path_that_looks_like_an_interpolation_is_a_path(tmp_path):
     small = ["data=arrays", f"data.path='{path}'", "likelihood=gaussian", "model.hidden=[4]", "trainer.steps=2"]
     done = command(*small, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr
-    assert parts.settings_of(tmp_path / "run").data.path == str(folder / "x.npy")
+    assert finished_runs.settings_of(tmp_path / "run").data.path == str(folder / "x.npy")
     again = command(f"resume={tmp_path}/run", "trainer.steps=4")
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "would be read as an interpolation" in again.stderr

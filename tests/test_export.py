@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from vae_cli.schema import Export
 
 import vae_cli
 from tests.test_generate import finished
 from vae_cli.commands.export import export
-from vae_cli.config import check
+from vae_cli.config.check import check
+from vae_cli.config.commands import Export
 from vae_cli.system.errors import UserError
 
 SHORT = ["trainer.steps=20", "trainer.log_likelihood_samples=0"]

@@ -16,11 +16,12 @@ from sklearn.metrics import roc_auc_score
 import vae_cli
 from tests.conftest import ROOT, command, configure, train
 from vae_cli import parts
+from vae_cli.batch import Batch
 from vae_cli.commands.generate import tasks
 from vae_cli.commands.generate.app import generate, validate
 from vae_cli.commands.generate.latent import between
-from vae_cli.commands.generate.schema import TASKS
-from vae_cli.config import PATHS, check
+from vae_cli.config import PATHS, check_part
+from vae_cli.config.options import targets
 from vae_cli.config.words import CONF
 from vae_cli.data import npy
 from vae_cli.system import checkpoint
@@ -63,7 +64,7 @@ def folders(tmp_path_factory):
         "labels": finished(root / "labels", *DIGITS, "conditional=label"),
         "table": finished(root / "table", *table, "trainer.epochs=60"),
         "named": finished(root / "named", *named, "trainer.epochs=20", "trainer.log_likelihood_samples=0"),
-        "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "model.below=[1]",
+        "flat": finished(root / "flat", "model.latent_dim=2", "trainer.steps=20", "model=ladder", "latent.below=[1]",
                          "model.latent_dim=1"),
     }  # fmt: skip
 
@@ -84,7 +85,7 @@ def made(folder, task, **changes):
 
 def test_every_task_has_its_option_and_every_option_its_schema():
     files = {path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")}
-    assert files == set(TASKS)
+    assert files == set(targets("task").values())
     for name in files - {"decode"}:
         settings("anywhere", name)
 
@@ -263,7 +264,8 @@ def test_the_interface_speaks_in_the_datas_own_units(folders):
     p = model.decode(model.encode(x).mean)
     assert (p.mean - x).abs().mean() < 10.0
     assert 60 < p.sample().mean() < 140
-    own = model.vae.log_weights((x - _row(model.spec.mean)) / _row(model.spec.std), None, 500, 500)
+    batch = Batch((x - _row(model.spec.mean)) / _row(model.spec.std), None)
+    own = model.vae.log_weights(batch, 500, 500)
     expected = torch.logsumexp(own, 0) - np.log(500)
     found = model.log_likelihood(x.numpy(), samples=500)
     assert (found.mean() - expected.mean()).abs() < 0.3
@@ -327,7 +329,7 @@ def test_the_command_prints_paths_and_one_line_errors(folders, tmp_path):
 
 
 def test_settings_are_checked():
-    assert check(TASKS["sample"], yaml.safe_load(Path(CONF, "task", "sample.yaml").read_text()), "task.").n == 64
+    assert check_part("task", {"task": yaml.safe_load(Path(CONF, "task", "sample.yaml").read_text())}).n == 64
     with pytest.raises(UserError, match="no such task"):
         validate({"task": {"_target_": "os.system"}})
 

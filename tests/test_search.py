@@ -8,24 +8,29 @@ import pytest
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import configure
 from tests.ordeals import killed_after
 from vae_cli.config import compose, flat, validate
+from vae_cli.config.options import targets
+from vae_cli.config.trust import foreign
 from vae_cli.config.words import CONF
 from vae_cli.report import Reporter
 from vae_cli.system import checkpoint
 from vae_cli.system.errors import UserError
 from vae_cli.training import run
 
-GROUPS = ("model", "likelihood", "kl", "conditional", "optimizer", "lr_schedule", "prior", "posterior", "objective")
+GROUPS = ("model", "latent", "likelihood", "kl", "conditional", "optimizer", "lr_schedule", "prior",
+          "posterior", "objective")  # fmt: skip
 CHOICES = {group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")) for group in GROUPS}
 EXTRAS = ("", "trainer.ema=0.9", "trainer.grad_clip=1", "objective.samples=3", "trainer.on_nan=skip",
           "kl.free_bits=0.1", "trainer.resident=false", "trainer.precision=bf16",
           "likelihood.scale=optimal")  # fmt: skip
 COMMON = ["data=synthetic", "data.n=80", "data.shape=[8,8]", "model.latent_dim=3", "trainer.batch_size=20",
           "trainer.log_likelihood_samples=0", "trainer.log_every=1", "trainer.checkpoint_every=1"]  # fmt: skip
+
+
+NEEDS = {"conditional": ["conditional=label"], "categorical": ["latent=codes"], "spatial": ["model=conv"]}
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,6 @@ def test_every_option_is_ours():
     chance = random.Random(0)
     for group, options in CHOICES.items():
         for option in chance.sample(options, min(3, len(options))):
-            content = flat(configure(f"{group}={option}", *(["conditional=label"] * (option == "conditional"))).plain)
-            assert content[f"{group}._target_"] in OPTIONS[group]
+            content = flat(configure(f"{group}={option}", *NEEDS.get(option, ())).plain)
+            assert content[f"{group}._target_"] in targets(group)
             assert foreign(group, {"_target_": content[f"{group}._target_"]}) is None

@@ -19,13 +19,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from vae_cli.schema import OPTIONS, foreign
 
 from tests.conftest import TINY, command, configure, train
-from vae_cli import api, parts
+from vae_cli import api, finished, parts
 from vae_cli.commands.generate.sources import read_codes
+from vae_cli.config.options import GROUPS, targets
+from vae_cli.config.trust import foreign
 from vae_cli.data import arrays as files
-from vae_cli.data import shards
+from vae_cli.data import decoding, images, shards
+from vae_cli.data.webdataset import reader
 from vae_cli.system import checkpoint
 from vae_cli.system.disk import write_csv
 from vae_cli.system.errors import UserError
@@ -48,6 +50,10 @@ def crafted(tmp_path, monkeypatch):
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(configure(*TINY).plain))
     yield folder
     assert not (tmp_path / MARK).exists()
+
+
+def read_arrays(path):
+    return files.arrays(path=str(path), labels=None, missing="refused")
 
 
 def rewrite(folder, change):
@@ -75,8 +81,9 @@ def test_a_pickle_in_place_of_a_checkpoint_does_not_run(crafted, name):
 
 
 TARGETS = (
-    "os.system", "subprocess.run", "builtins.eval", "vae_cli.commands.train.os.system", "vae_cli.commands.train._withdraw",
-    "vae_cli.commands.shared.os.system", "vae_cli.data.batches.cache._write", "vae_cli.likelihood.torch.load", "torch.load",
+    "os.system", "subprocess.run", "builtins.eval", "vae_cli.commands.train.os.system",
+    "vae_cli.commands.train._withdraw", "vae_cli.commands.shared.os.system", "vae_cli.data.batches.cache._write",
+    "vae_cli.likelihood.torch.load", "torch.load",
     "torch.optim.lr_scheduler.os.system",
 )  # fmt: skip
 
@@ -90,13 +97,14 @@ def test_a_target_that_is_no_option_of_ours_is_refused(target, group):
 
 
 def test_our_own_targets_pass():
-    assert all(foreign(group, {"_target_": target}) is None for group in OPTIONS for target in OPTIONS[group])
+    assert all(foreign(group, {"_target_": target}) is None for group in GROUPS for target in targets(group))
     assert foreign("trainer", {"epochs": 3}) is None
 
 
 def test_a_crafted_target_is_refused_by_every_command(crafted):
     rewrite(crafted, lambda content: content["likelihood"].update(_target_="vae_cli.commands.train.os.system"))
-    with pytest.raises(UserError, match=r"likelihood\._target_=vae_cli\.train\.os\.system: not a part of vae_cli"):
+    line = r"likelihood\._target_=vae_cli\.commands\.train\.os\.system: not a part of vae_cli"
+    with pytest.raises(UserError, match=line):
         api.load(crafted)
     done = command(f"resume={crafted}", "trainer.steps=5")
     assert done.returncode == 1
@@ -141,7 +149,7 @@ def test_arrays_that_claim_more_than_the_memory_are_refused(tmp_path):
         archive.writestr("x.npy", npy((10**9, 10**6)) + b"\0" * 10_000)
     for name in ("big.npy", "big.npz"):
         with pytest.raises(UserError, match=r"its arrays need .* GiB; .* GiB are free"):
-            files.arrays(path=str(tmp_path / name))
+            read_arrays(tmp_path / name)
 
 
 def test_objects_in_arrays_are_never_unpickled(tmp_path, monkeypatch):
@@ -152,7 +160,7 @@ def test_objects_in_arrays_are_never_unpickled(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", x=array)
     for name in ("x.npy", "x.npz"):
         with pytest.raises(UserError, match="Python objects, which are never unpickled"):
-            files.arrays(path=str(tmp_path / name))
+            read_arrays(tmp_path / name)
     assert not (tmp_path / MARK).exists()
 
 
@@ -190,7 +198,7 @@ def test_a_picture_that_would_inflate_beyond_reason_is_refused(tmp_path):
     )
     (tmp_path / "a.png").write_bytes(bomb)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
-        files.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
+        images.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
 
 
 def test_postscript_by_the_name_of_a_picture_starts_no_program(tmp_path, monkeypatch):
@@ -201,19 +209,19 @@ def test_postscript_by_the_name_of_a_picture_starts_no_program(tmp_path, monkeyp
     harm = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.png").write_bytes(harm)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
-        files.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
+        images.images(path=str(tmp_path), size=8, color="grayscale", resize="crop", on_broken="stop")
     with pytest.raises(OSError, match="cannot identify"):
-        shards.Reader(None, "crop", None, skip=False).x({"png": harm})
+        reader.Reader(None, "crop", None, skip=False).x({"png": harm})
     assert not started
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA"])
-@pytest.mark.parametrize("suffix", sorted(files.SUFFIXES - {".pgm"}))
+@pytest.mark.parametrize("suffix", sorted(images.SUFFIXES - {".pgm"}))
 def test_every_kind_of_picture_that_is_listed_is_read(tmp_path, suffix, mode):
     mode = "RGB" if suffix in (".jpg", ".jpeg", ".ppm", ".webp") else mode
     picture = Image.new("RGB", (6, 4), (200, 100, 50)).convert(mode)
     picture.save(tmp_path / f"a{suffix}")
-    assert files.picture(tmp_path / f"a{suffix}", None, "RGB").shape == (3, 4, 6)
+    assert decoding.picture(tmp_path / f"a{suffix}", None, "RGB").shape == (3, 4, 6)
 
 
 TOO_MANY = (
@@ -328,7 +336,7 @@ def test_arrays_with_wrong_bytes_never_crash(tmp_path, edits, cut):
     path = tmp_path / "fuzzed.npz"
     path.write_bytes(data if cut % 3 else data[:cut])
     try:
-        found = files.arrays(path=str(path))
+        found = read_arrays(path)
         assert len(found.train) > 0
     except UserError as error:
         lines = str(error).count("\n")
@@ -434,7 +442,7 @@ def test_settings_are_not_read_from_a_pickle(flag):
 @pytest.mark.parametrize("module", ["train", "evaluate", "generate.app", "export", "pack"])
 def test_no_command_reads_settings_from_a_pickle(tmp_path, module):
     (tmp_path / "x.pickle").write_bytes(pickle.dumps(Harm()))
-    done = command("--experimental-rerun", "x.pickle", module=f"vae_cli.{module}", cwd=tmp_path)
+    done = command("--experimental-rerun", "x.pickle", module=f"vae_cli.commands.{module}", cwd=tmp_path)
     assert done.returncode == 1
     assert "--experimental-rerun: not allowed" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -442,17 +450,18 @@ def test_no_command_reads_settings_from_a_pickle(tmp_path, module):
 
 
 def test_parts_of_a_trusted_package_are_built(crafted, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("from vae_cli.likelihood import Bernoulli\n\n\nclass Own(Bernoulli):\n    pass\n")
+    own = "from vae_cli.likelihood.bernoulli import Bernoulli\n\n\nclass Own(Bernoulli):\n    pass\n"
+    (tmp_path / "mine.py").write_text(own)
     monkeypatch.syspath_prepend(str(tmp_path))
     rewrite(crafted, lambda content: content["likelihood"].update(_target_="mine.Own"))
     state = checkpoint.load(crafted / "checkpoints" / "best.pt")
     state["config"]["likelihood"]["_target_"] = "mine.Own"
     checkpoint.save(state, crafted / "checkpoints" / "best.pt")
     with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):
-        parts.restore(crafted, torch.device("cpu"))
+        finished.restore(crafted, torch.device("cpu"))
     with pytest.raises(UserError, match=r"trust=\[mine\] runs it"):
-        parts.restore(crafted, torch.device("cpu"), trust=["other"])
-    assert type(parts.restore(crafted, torch.device("cpu"), trust=["mine"]).vae.likelihood).__name__ == "Own"
+        finished.restore(crafted, torch.device("cpu"), trust=["other"])
+    assert type(finished.restore(crafted, torch.device("cpu"), trust=["mine"]).vae.likelihood).__name__ == "Own"
 
 
 @pytest.mark.parametrize("key", ["path", "valid_path", "test_path"])
@@ -475,4 +484,4 @@ def test_no_pattern_becomes_a_command(crafted):
     for path in (f"pi{{pe:touch {MARK},pe:}}", f" pipe:touch {MARK}"):
         rewrite(crafted, lambda content, path=path: content.update(data=config | {"path": path}))
         with pytest.raises(UserError, match="is not there"):
-            parts.load_dataset(parts.settings_of(crafted))
+            parts.load_dataset(finished.settings_of(crafted))

@@ -14,8 +14,9 @@ import torch
 from torch.nn.modules.module import register_module_buffer_registration_hook as buffer_registered
 from torch.nn.modules.module import register_module_parameter_registration_hook as parameter_registered
 
-from vae_cli.config import PATHS, differing, require_run, stays, stored, validate
+from vae_cli.config import PATHS, differing, modernise_state, require_run, stays, validate
 from vae_cli.config.run import Config
+from vae_cli.config.stored import stored
 from vae_cli.config.trust import command, foreign
 from vae_cli.data import Dataset, Resident, Spec
 from vae_cli.parts import build, load_dataset
@@ -95,6 +96,7 @@ def restore(folder: Path, device: torch.device, *, trust: Trust = False, data: P
     state = checkpoint.load(path, device)
     with checkpoint.fitting(path):
         refuse_others(path, state, config)
+        state = modernise_state(state)
         step, spec, weights = checkpoint.count_in(state, "step"), Spec.from_dict(state["spec"]), _weights(state)
         with _no_larger_than(weights):
             vae = build(config, spec).to(device)

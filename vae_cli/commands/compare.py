@@ -12,7 +12,8 @@ from typing import Any
 
 from vae_cli.commands.shared import guarded
 from vae_cli.commands.sweep import REASON
-from vae_cli.config import flat, stored
+from vae_cli.config import flat
+from vae_cli.config.stored import stored
 from vae_cli.system.disk import SETTINGS, read_object, write_csv
 from vae_cli.system.errors import UserError, suggest
 from vae_cli.system.interruption import begin

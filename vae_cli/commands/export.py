@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_cli import __version__
 from vae_cli.commands.shared import exit_on_error, import_torch, new_folder, own_folders, run_hydra
-from vae_cli.config import check, require_run, words
+from vae_cli.config import require_run, words
+from vae_cli.config.check import check
 from vae_cli.config.commands import Export
 from vae_cli.config.words import CONF
 from vae_cli.system.disk import whole, write

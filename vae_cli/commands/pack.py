@@ -19,7 +19,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from vae_cli.commands.shared import exit_on_error, guarded, import_torch, own_folders, refuse_misused
-from vae_cli.config import check, check_part, words
+from vae_cli.config import check_part, words
+from vae_cli.config.check import check
 from vae_cli.config.commands import Pack
 from vae_cli.config.types import Part as Data
 from vae_cli.config.words import CONF

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from vae_cli.config import rules, signatures
 from vae_cli.config.commands import Evaluate
-from vae_cli.config.options import GROUPS, NOT_SETTINGS, OFFERED, SHARED, targets
+from vae_cli.config.earlier import modernise
+from vae_cli.config.options import GROUPS, MADE, NOT_SETTINGS, OFFERED, SHARED, targets
 from vae_cli.config.run import Config, Trainer
-from vae_cli.config.signatures import Parameter, Signature, signature
-from vae_cli.config.stored import modernise
+from vae_cli.config.signatures import signature
 from vae_cli.config.types import OpenPart, Part
 from vae_cli.config.words import CONF, OVERLAYS, unknown_setting
 from vae_cli.system.errors import UserError
@@ -63,8 +63,10 @@ def check_part(group: str, raw: Mapping[str, Any]) -> Any:
 def schema(group: str, target: str) -> type[Part]:
     """Return the typed settings of a part: those that its signature names, and those that its whole group has."""
     own = signature(target)
-    shared = _settings(signature(SHARED[group])) if group in SHARED else {}
-    named = {**shared, **_settings(own)}
+    shared = signature(SHARED[group]).parameters if group in SHARED else {}
+    shared = {name: each for name, each in shared.items() if name not in NOT_SETTINGS}
+    made = [signature(maker).parameters for name, maker in MADE.get(group, {}).items() if name in own.parameters]
+    named = {**shared, **own.parameters, **{name: each for settings in made for name, each in settings.items()}}
     fields: dict[str, Any] = {
         name: (each.type, ... if each.required else None)
         for name, each in named.items()
@@ -82,10 +84,6 @@ def forget() -> None:
 def setting_names(group: str, target: str) -> list[str]:
     """Return the settings that a part has."""
     return [name for name in schema(group, target).model_fields if name != "target"]
-
-
-def _settings(signature: Signature) -> dict[str, Parameter]:
-    return {name: each for name, each in signature.parameters.items() if name not in NOT_SETTINGS}
 
 
 def compose(*overrides: str) -> Config:

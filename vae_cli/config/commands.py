@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vae_cli.config.types import Count, Positive, Seed, Settings
+from vae_cli.config.types import Count, Part, Positive, Seed, Settings, Split
 
 Format = Literal["onnx", "torch", "safetensors"]
 
@@ -34,7 +34,7 @@ class Evaluate(Settings):
     """Settings of vae-eval."""
 
     run: str
-    split: Literal["train", "valid", "test"]
+    split: Split
     samples: Count
     examples: Count | None
     metrics: list[
@@ -44,6 +44,18 @@ class Evaluate(Settings):
     data: Moved
     batch_size: Count | None
     compile: bool
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    seed: Seed
+    trust: bool | list[str]
+
+
+class Generate(Settings):
+    """Settings of vae-generate; those of the task are typed by the signature of its function."""
+
+    run: str
+    task: Part
+    output: str | None
+    data: Moved
     device: Literal["auto", "cpu", "cuda", "mps"]
     seed: Seed
     trust: bool | list[str]

@@ -25,8 +25,10 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "conditional": ("classes", "attributes"),
     "optimizer": ("params", "fused"),
     "lr_schedule": ("epochs",),
-    "task": ("model", "folder", "seed"),
+    "task": ("model", "folder", "seed", "examples"),
 }
+# Arguments of tasks that a function makes from settings of its own.
+MADE = {"task": {"examples": "vae_cli.commands.generate.sources.examples_of"}}
 # Settings that every option of a group has in addition to its own: those of this signature.
 SHARED = {"data": "vae_cli.data.dataset.load", "model": "vae_cli.model.base.settings"}
 NOT_SETTINGS = ("source", "support", "option")  # what else `load` is given

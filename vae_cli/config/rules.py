@@ -7,8 +7,8 @@ Parts state facts of themselves as plain class attributes, which subclasses inhe
     refuses = {"mass": "…"}             facts that no chosen part may give
     ignores = ("kl.free_bits", "target")  settings, or facts of other parts, that have no effect with this part
 
-A reason may hold only under conditions: {"one layer": ("q and p share weights", {"objective.gradient": ["dreg"]})}.
-Nothing here knows a part by its name.
+A reason may hold only under conditions: {"eager": ("its hook is lost", {"objective.gradient": ["dreg"]})}, and may
+name what was chosen: {latent} becomes latent=ladder. Nothing here knows a part by its name.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Rule(NamedTuple):
     subject: str  # the option, or the setting of it, whose reason it is
     fact: str
     why: str
+    instead: str  # what else would do than to change the fact
 
 
 def refuse(config: Config) -> None:
@@ -51,10 +52,11 @@ def refuse(config: Config) -> None:
         if rule.fact == VALIDATION and rule.fact not in given:
             raise UserError(f"{rule.subject}: has no effect with data.valid=0; give validation examples")
         if rule.fact not in given:
-            raise UserError(f"{rule.subject}: {rule.why}; {_giving(rule.fact)}")
+            raise UserError(f"{rule.subject}: {rule.why}; {_giving(rule.fact, given)} is allowed{rule.instead}")
     for rule in _rules(config, "refuses"):
         if rule.fact in given:
-            raise UserError(f"{rule.subject}: {rule.why}; {_not_giving(given[rule.fact], rule.fact)}")
+            allowed = _without(given[rule.fact], rule.fact, given)
+            raise UserError(f"{rule.subject}: {rule.why}; {allowed} is allowed{rule.instead}")
     for group, part in config.parts.items():
         for name in signature(part.target).facts.get("ignores", ()):
             _refuse_ignored(config, option_of(group, part.target), name, given)
@@ -98,7 +100,14 @@ def _rules(config: Config, kind: str) -> Iterator[Rule]:
             if all(_value(config, key) in values for key, values in conditions.items()):
                 key = next(iter(conditions), None)
                 subject = option_of(group, part.target) if key is None else f"{key}={_shown(_value(config, key))}"
-                yield Rule(subject, fact, why)
+                yield Rule(subject, fact, _with_choices(config, why), f", or another {key}" if key else "")
+
+
+def _with_choices(config: Config, why: str) -> str:
+    """Return a reason with each {GROUP} in it as the option that was chosen."""
+    for group, part in config.parts.items():
+        why = why.replace(f"{{{group}}}", option_of(group, part.target))
+    return why
 
 
 def _value(config: Config, key: str) -> Any:
@@ -110,24 +119,33 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _giving(fact: str) -> str:
-    """Say what would give a fact."""
+def _giving(fact: str, given: dict[str, str]) -> str:
+    """Say what would give a fact: a setting, or options."""
     if fact in BY_SETTINGS:
-        return f"{BY_SETTINGS[fact]} is allowed"
-    found = [(group, _options(group, fact, True)) for group in GROUPS]
-    return " or ".join(f"{group}={' or '.join(names)}" for group, names in found if names) + " is allowed"
+        return BY_SETTINGS[fact]
+    found = [_named(group, _options(group, fact, True, given)) for group in GROUPS]
+    return " or ".join(filter(None, found))
 
 
-def _not_giving(group: str, fact: str) -> str:
-    if fact in WITHOUT:
-        return f"{WITHOUT[fact]} is allowed"
-    return f"{group}={' or '.join(_options(group, fact, False))} is allowed"
+def _without(group: str, fact: str, given: dict[str, str]) -> str:
+    """Say which options of a group, or which setting, do not give a fact."""
+    return WITHOUT.get(fact) or _named(group, _options(group, fact, False, given))
 
 
-def _options(group: str, fact: str, wanted: bool) -> list[str]:
-    return [
-        name for target, name in targets(group).items() if (fact in signature(target).facts.get("gives", ())) == wanted
-    ]
+def _named(group: str, options: list[str]) -> str:
+    """Return GROUP=A, B or C; where all but one will do, so few words as that; nothing where there are none."""
+    if len(options) > 2 and len(options) == len(targets(group)) - 1:
+        return f"any other {group}"
+    *most, last = options or [""]
+    shown = f"{', '.join(most)} or {last}" if most else last
+    return f"{group}={shown}" if options else ""
+
+
+def _options(group: str, fact: str, wanted: bool, given: dict[str, str]) -> list[str]:
+    """Return the options of a group that give a fact, or do not; those alone whose own needs are met, if there are."""
+    stated = {name: signature(target).facts for target, name in targets(group).items()}
+    found = [name for name, facts in stated.items() if (fact in facts.get("gives", ())) == wanted]
+    return [name for name in found if set(stated[name].get("needs", ())) <= set(given)] or found
 
 
 def _refuse_ignored(config: Config, beside: str, name: str, given: dict[str, str]) -> None:
@@ -136,7 +154,7 @@ def _refuse_ignored(config: Config, beside: str, name: str, given: dict[str, str
         group = given[name]
         raise UserError(
             f"{option_of(group, getattr(config, group).target)}: has no effect with {beside}; "
-            f"{_not_giving(group, name)}"
+            f"{_without(group, name, given)} is allowed"
         )
     if "." in name and (value := _value(config, name)):
         raise UserError(f"{name}={_shown(value)}: has no effect with {beside}; 0 is allowed")
@@ -148,7 +166,8 @@ def _refuse_settings(config: Config, given: dict[str, str]) -> None:
     if data.dequantize and "mass" in given:
         beside = option_of("likelihood", config.likelihood.target)
         raise UserError(
-            f"data.dequantize=true: has no effect with the masses of {beside}; {_not_giving('likelihood', 'mass')}"
+            f"data.dequantize=true: has no effect with {beside}, a mass over discrete values; "
+            f"{_without('likelihood', 'mass', given)} is allowed"
         )
     if data.missing == "observed" and SEES in given:
         beside = option_of("likelihood", config.likelihood.target)

@@ -9,22 +9,14 @@ from typing import Any
 import yaml
 
 from vae_cli.config.commands import PATHS
-from vae_cli.config.options import GROUPS, modern, targets
+from vae_cli.config.earlier import modernise
+from vae_cli.config.options import targets
 from vae_cli.system.disk import SETTINGS, TYPED, refuse_links
 from vae_cli.system.errors import UserError, first_line
 
 MAY_CHANGE = ("trainer.", "optimizer.lr", "score")  # settings that a resumed run may be given anew, beside these
 MUST_STAY = ("trainer.batch_size", "trainer.ema")  # but for these
 MOVES = tuple(f"data.{key}" for key in PATHS)  # data are known by what they are, not by where
-LADDER = "vae_cli.model.ladder.Ladder"  # the model of an earlier version, which held the latents as well
-SINCE = {"latent": {"_target_": "vae_cli.latent.flat.Flat"}}  # groups that earlier versions did not have
-NEW: dict[str, dict[str, Any]] = {  # settings likewise: of each source of data, by its name, or of all ('')
-    "": {"missing": "refused", "limit_train": None},
-    "images": {"resize": "crop", "on_broken": "stop"},
-    "shards": {"resize": "crop"},
-    "huggingface": {"resize": "crop"},
-}
-SINCE_OF: dict[str, dict[str, Any]] = {"vae_cli.model.linear.Linear": {"hidden": []}}  # and of other parts
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -42,41 +34,6 @@ def stored(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
         raise UserError(f"{path}: holds no settings of a run")
     return modernise(found)
-
-
-def modernise(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of an earlier version under today's names."""
-    if _target(settings.get("model")) == LADDER and "latent" not in settings:
-        settings = {**settings, **_split_ladder(settings["model"])}
-    found = {**SINCE, **settings} if set(GROUPS) - set(SINCE) <= set(settings) else dict(settings)
-    if isinstance(data := found.get("data"), dict):
-        found["data"] = {**NEW[""], **NEW.get(_target(data).rpartition(".")[2], {}), **data}
-    for group in GROUPS:
-        if target := _target(found.get(group)):
-            added = SINCE_OF.get(modern(group, target), {})
-            found[group] = {**added, **found[group], "_target_": modern(group, target)}
-    return found
-
-
-def _target(content: Any) -> str:
-    target = content.get("_target_") if isinstance(content, dict) else None
-    return target if isinstance(target, str) else ""
-
-
-def _split_ladder(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model and the latent that model=ladder of an earlier version was."""
-    try:
-        first, *hidden = old["hidden"]
-        body = {"latent_dim": old["latent_dim"], "hidden": [first] * old["depth"], "activation": old["activation"]}
-        conv = {"_target_": "vae_cli.model.conv.Conv", "channels": old["channels"]}
-        mlp = {"_target_": "vae_cli.model.mlp.MLP", "bias_from_data": False}
-        own = {"below": old["below"], "hidden": hidden, "depth": old["depth"], "activation": old["activation"]}
-        return {
-            "model": body | (conv if old["channels"] else mlp),
-            "latent": {"_target_": "vae_cli.latent.ladder.Ladder", **own},
-        }
-    except (KeyError, TypeError, ValueError):  # damaged: refused where it is checked
-        return {}
 
 
 def require_run(folder: Path) -> None:

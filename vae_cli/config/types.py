@@ -54,6 +54,7 @@ Frame = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 SomeWidths = Annotated[list[Count], Field(min_length=1)]
 TwoWidths = Annotated[list[Count], Field(min_length=2)]
 Widths = list[Count]
+Indices = Annotated[list[CountOrNone], Field(min_length=2)]
 DataShape = Annotated[list[Count], Field(min_length=1, max_length=3)]
 EmnistSplit = Literal["balanced", "letters", "digits", "mnist", "bymerge", "byclass"]
 CelebACrop = Annotated[int, Field(ge=1, le=178)]
@@ -62,6 +63,9 @@ Resize = Literal["crop", "pad", "stretch"]
 OnBroken = Literal["stop", "skip"]
 Activation = Literal["relu", "gelu", "silu", "elu", "leaky_relu", "tanh", "gated"]
 Scale = Literal["per_pixel", "per_element", "shared", "optimal"] | Positive
+Split = Literal["train", "valid", "test"]
+Condition = int | str | list[float] | None
+Mask = ExistingPath | Literal["auto", "left", "right", "top", "bottom", "random"]
 Interval = Annotated[str, AfterValidator(_interval)]
 
 COMMAND = "pipe:"  # how a path begins that is a command for the shell, whose output is read

@@ -45,7 +45,7 @@ class BetaTC(Objective):
     joins = True
     ignores = ("kl.free_bits", "target")
     needs = {
-        "one layer": "its layers would depend on one another",
+        "one layer": "the layers of {latent} depend on one another",
         "factorised": "needs independent dimensions in q(z|x)",
     }
 

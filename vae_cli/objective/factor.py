@@ -40,7 +40,7 @@ class Factor(ELBO):
 
     extra = ("total_correlation", "discriminator_loss")
     joins = True
-    needs = {"one layer": "its layers would depend on one another"}
+    needs = {"one layer": "the layers of {latent} depend on one another"}
     refuses = {"discrete": "permuted elements of one-hot codes are no codes"}
 
     def __init__(

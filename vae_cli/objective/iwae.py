@@ -38,7 +38,7 @@ class IWAE(Objective):
     refuses = {
         "discrete": ("its gradient passes through z, and classes have none", {"objective.gradient": ["stl", "dreg"]})
     }
-    needs = {"eager": ("the hook of dreg is not compiled rightly", {"objective.gradient": ["dreg"]})}
+    needs = {"eager": ("its hook is not compiled rightly", {"objective.gradient": ["dreg"]})}
 
     def __init__(self, *, samples: Count, gradient: Literal["standard", "stl", "dreg"]):
         super().__init__(samples=samples)

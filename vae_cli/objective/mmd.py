@@ -33,7 +33,7 @@ class MMD(ELBO):
 
     extra = ("mmd",)
     joins = True
-    needs = {"fixed prior": ("nothing would train the prior with objective=mmd", {"kl.weight": [0]})}
+    needs = {"fixed prior": ("nothing would train {prior} with {objective}", {"kl.weight": [0]})}
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Vamp(nn.Module):
     (torch.Size([7, 4]), torch.Size([5, 2]))
     """
 
-    needs = {"cheap density": "the densities of such a posterior at every pseudo-input would take minutes a step"}
+    needs = {"cheap density": "the densities of {posterior} at every pseudo-input would take minutes a step"}
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vae_cli.config import modernise_state
 from vae_cli.config.run import Config
 from vae_cli.data import Dataset
 from vae_cli.finished import about_data, changed, refuse_others
@@ -36,6 +37,7 @@ def load_states(
         if change := changed(about_data(last), dataset):
             raise UserError(f"resume={folder}: the data changed since the run began ({change})")
         refuse_others(path, last, config)
+        last = modernise_state(last)
     return last, _best_state(path.with_name(checkpoint.BEST), config, tell)
 
 
@@ -49,4 +51,5 @@ def _best_state(path: Path, config: Config, tell: Callable[[str], None]) -> Stat
     if best is not None:
         with checkpoint.fitting(path):
             refuse_others(path, best, config)
-    return best
+            return modernise_state(best)
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from vae_cli.commands.generate.schema import PREFIX, Generate, task_schema
 from vae_cli.commands.shared import exit_on_error, import_torch, new_folder, own_folders, run_hydra
-from vae_cli.config import check, require_run, words
+from vae_cli.config import check_part, require_run, words
+from vae_cli.config.check import check
+from vae_cli.config.commands import Generate
+from vae_cli.config.options import targets
 from vae_cli.config.words import CONF
 from vae_cli.system.errors import UserError, first_line
 from vae_cli.system.output import say
@@ -59,8 +60,9 @@ def validate(raw: Any) -> Generate:
     """
     if not isinstance(raw.get("task"), Mapping):
         raise UserError("task: one option of conf/task is required")
-    task = check(task_schema(raw["task"].get("_target_")), raw["task"], "task.")
-    return check(Generate, {**raw, "task": task}, "")
+    if (target := raw["task"].get("_target_")) not in targets("task"):
+        raise UserError(f"task._target_={target}: no such task ({', '.join(targets('task').values())} are allowed)")
+    return check(Generate, {**raw, "task": check_part("task", raw)}, "")
 
 
 def generate(settings: Generate) -> list[Path]:
@@ -76,11 +78,11 @@ def generate(settings: Generate) -> list[Path]:
     from vae_cli.system.machine import explain_out_of_memory, set_up
 
     set_up()
-    name = settings.task.target.removeprefix(PREFIX)
+    name = targets("task")[settings.task.target]
     with explain_out_of_memory(f"task={name}", _remedy(settings)):
         model = load(settings.run, device=settings.device, trust=settings.trust, data=settings.data.places)
         torch.manual_seed(settings.seed)
-        arguments = _arguments(getattr(tasks, name), settings, model)
+        arguments = _arguments(settings, model)
         if arguments.get("means") and model.vae.likelihood.display == "draw":
             say("task.means=true: p(x|z) of this run has no mean in closed form; draws are shown")
         with new_folder(Path(settings.run) / "generated" / name, settings.output) as folder:
@@ -92,17 +94,17 @@ def generate(settings: Generate) -> list[Path]:
 
 def _remedy(settings: Generate) -> str:
     """Say what takes less memory: smaller numbers of the task, where its memory grows with them, and another device."""
-    names = NUMBERS.get(settings.task.target.removeprefix(PREFIX), ())
+    names = NUMBERS.get(targets("task")[settings.task.target], ())
     lower = f"lower {' or '.join(f'task.{name}' for name in names)}" if names else "give fewer examples at once"
     return lower if settings.device == "cpu" else f"{lower}, or take device=cpu"
 
 
-def _arguments(task: Any, settings: Generate, model: Trained) -> dict[str, Any]:
+def _arguments(settings: Generate, model: Trained) -> dict[str, Any]:
     """Return a task's settings, with examples in place of where they come from."""
     from vae_cli.commands.generate.sources import examples_of
 
     arguments = settings.task.settings
-    if "examples" in inspect.signature(task).parameters:
+    if "source" in arguments:
         arguments["examples"] = examples = examples_of(model, arguments.pop("split"), arguments.pop("source"))
         if "over_classes" not in arguments:
             examples.need_labels()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from vae_cli.batch import Batch
 from vae_cli.commands.generate import imputation
 from vae_cli.commands.generate.saving import save
 from vae_cli.commands.generate.sources import Examples, read_mask
+from vae_cli.config.types import Count, Mask
 from vae_cli.report import drawing
 from vae_cli.system.errors import UserError
 
@@ -23,7 +24,15 @@ FEW = 20  # effective draws of z below which a mean is not to be relied on
 
 
 def impute(
-    model: Trained, folder: Path, *, examples: Examples, method: str, mask: str, n: int | None, samples: int, steps: int
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    method: Literal["importance", "gibbs"],
+    mask: Mask,
+    n: Count | None,
+    samples: Count,
+    steps: Count,
 ) -> list[Path]:
     """Fill in the missing elements of n examples: those that are NaN, and those that a mask hides."""
     index = examples.some(len(examples) if n is None else n)

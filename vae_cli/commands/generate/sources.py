@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import Trained
+from vae_cli.config.types import ExistingPath, Split
 from vae_cli.data import arrays, decoding, images, npy
 from vae_cli.data.batches.mapped import SMALL
 from vae_cli.data.inputs import SLACK, class_number
@@ -76,7 +77,7 @@ class Examples:
             yield self.at(range(start, min(start + size, len(self))))
 
 
-def examples_of(model: Trained, split: str, source: str | None) -> Examples:
+def examples_of(model: Trained, split: Split, source: ExistingPath | None) -> Examples:
     """Return a split of the run, or the examples of a file or folder of pictures.
 
     Raises:

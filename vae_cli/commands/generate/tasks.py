@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from vae_cli.commands.generate import latent, samplers
 from vae_cli.commands.generate.impute import impute
 from vae_cli.commands.generate.saving import save
 from vae_cli.commands.generate.sources import Examples, read_codes
+from vae_cli.config.types import Condition, Count, CountOrNone, ExistingPath, Indices, Positive, TwoOrMore
 from vae_cli.data.inputs import class_number
 from vae_cli.report import drawing
 from vae_cli.system.disk import write_csv
@@ -42,10 +43,10 @@ def sample(
     model: Trained,
     folder: Path,
     *,
-    n: int,
-    condition: int | str | list[float] | None,
-    temperature: float,
-    sampler: str,
+    n: Count,
+    condition: Condition,
+    temperature: Positive,
+    sampler: Literal["prior", "gaussian_mixture", "flow"],
     means: bool,
 ) -> list[Path]:
     """Draw n examples, or n of every class, of the prior or of a sampler of the aggregate posterior."""
@@ -68,7 +69,7 @@ def sample(
     ]
 
 
-def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, means: bool) -> list[Path]:
+def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: Count, means: bool) -> list[Path]:
     """Put n examples above what the model makes of them."""
     index = examples.some(n)
     x, y = examples.at(index)
@@ -82,7 +83,13 @@ def reconstruct(model: Trained, folder: Path, *, examples: Examples, n: int, mea
 
 
 def interpolate(
-    model: Trained, folder: Path, *, examples: Examples, indices: Sequence[int], steps: int, kind: str
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    indices: Indices,
+    steps: TwoOrMore,
+    kind: Literal["spherical", "linear"],
 ) -> list[Path]:
     """Walk between the codes of two or more examples; the ends of each leg are the examples' reconstructions.
 
@@ -107,7 +114,14 @@ def interpolate(
 
 
 def traverse(
-    model: Trained, folder: Path, *, examples: Examples, index: int, dimensions: int, steps: int, range: float
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    index: CountOrNone,
+    dimensions: Count,
+    steps: TwoOrMore,
+    range: Positive,
 ) -> list[Path]:
     """Move one dimension of an example's code at a time, over ± range aggregate standard deviations, by KL.
 
@@ -130,7 +144,7 @@ def traverse(
     ]
 
 
-def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | list[float] | None) -> list[Path]:
+def manifold(model: Trained, folder: Path, *, n: TwoOrMore, condition: Condition) -> list[Path]:
     """Decode a grid of quantiles of N(0, I) in a two-dimensional latent space."""
     _refuse_discrete(model, "task=manifold", "a latent of numbers")
     if model.latent_dim != 2:
@@ -153,7 +167,7 @@ def manifold(model: Trained, folder: Path, *, n: int, condition: int | str | lis
     ]
 
 
-def transfer(model: Trained, folder: Path, *, examples: Examples, n: int) -> list[Path]:
+def transfer(model: Trained, folder: Path, *, examples: Examples, n: Count) -> list[Path]:
     """Decode the codes of n examples under every class: the same z, another label."""
     classes = model.spec.classes
     if not model.conditional or classes is None:
@@ -187,7 +201,7 @@ def encode(model: Trained, folder: Path, *, examples: Examples) -> list[Path]:
     return [save(folder / "codes.npz", z=_shaped(model, z), scale=scale, **more, **labels)]
 
 
-def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Path]:
+def decode(model: Trained, folder: Path, *, codes: ExistingPath, means: bool) -> list[Path]:
     """Decode codes z [N, D] or [N, *code] (and labels y) of an .npz or .npy."""
     z, y = read_codes(codes, model)
     made = []
@@ -202,7 +216,14 @@ def decode(model: Trained, folder: Path, *, codes: str, means: bool) -> list[Pat
 
 
 def anomaly(
-    model: Trained, folder: Path, *, examples: Examples, score: str, over_classes: str, samples: int, n: int
+    model: Trained,
+    folder: Path,
+    *,
+    examples: Examples,
+    score: Literal["log_likelihood", "elbo"],
+    over_classes: Literal["auto", "mean", "max", "none"],
+    samples: Count,
+    n: Count,
 ) -> list[Path]:
     """Score every example by log p(x) or the ELBO, nats; write them in order, the least likely first, and show n.
 
