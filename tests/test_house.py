@@ -12,8 +12,8 @@ from vae_cli.config.words import CONF
 
 PACKAGE = ROOT / "vae_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-MATHEMATICS = ("model", "latent", "likelihood", "prior", "posterior", "distribution", "kl", "lr_schedule", "conditional",
-               "optimizer", "vae", "objective")  # fmt: skip
+MATHEMATICS = ("model", "latent", "likelihood", "prior", "posterior", "distribution", "kl", "lr_schedule", 
+               "conditional", "optimizer", "vae", "objective")  # fmt: skip
 FLOORS = (  # from the ground up: a module imports from its own floor and those below
     ("batch",), ("system",), ("config",), MATHEMATICS[:-2], ("vae",), ("objective", "data"), ("parts",), ("finished",),
     ("metrics",), ("report",), ("api",), ("training",), ("commands",), ("train",),
@@ -97,7 +97,9 @@ def test_a_setting_has_two_homes(group):
         assert own.closed, target
         typed = {name for name in own.parameters if name not in OFFERED[group]} | set(shared)
         assert set(values) - {"_target_", "defaults"} <= typed, target
-        with_default = {name for name, each in own.parameters.items() if not each.required and name not in OFFERED[group]}
+        with_default = {
+            name for name, each in own.parameters.items() if not each.required and name not in OFFERED[group]
+        }
         assert with_default <= {"test"}, f"{target} repeats a default"
 
 

@@ -138,9 +138,11 @@ class VAE(nn.Module):
 
     def forward(self, batch: Batch, samples: int = 1) -> Output:
         """Return the terms of the ELBO of a batch, with K = `samples` draws of z for each example."""
-        c = self.conditioning(batch.y)
-        draw = self.latent.infer(self.parameters_of(batch), c, samples)
-        return Output(self.log_prob(self.decode_given(draw.z, c), batch), draw, batch)
+        c, parameters = self.conditioning(batch.y), self.parameters_of(batch)
+        q, p = self.latent.q(parameters), self.latent.p(c)
+        z = q.rsample((samples,))
+        log_likelihood = self.log_prob(self.decode_given(z, c), batch)
+        return Output(log_likelihood, self.latent.weigh(z, q, p, parameters), batch)
 
     def log_prob(self, p: Distribution, batch: Batch) -> Tensor:
         """Return log p(x|z,c) [..., B] of what is known of x, in the data's own units, nats."""

@@ -101,8 +101,8 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
     """
     from hydra import compose, initialize_config_dir
 
-    from vae_cli.commands.shared import expected, refuse_misused
     from vae_cli.commands.settings import plain_settings as resolved
+    from vae_cli.commands.shared import expected, refuse_misused
     from vae_cli.config.words import CONF
 
     for override in overrides:

@@ -55,7 +55,7 @@ def resumed_settings(folder: Path, composed: DictConfig) -> dict[str, Any]:
 
 def _stored(folder: Path) -> dict[str, Any]:
     """Return the settings in a run folder; they run no command and refer to nothing."""
-    from vae_cli.config import stored
+    from vae_cli.config.stored import stored
     from vae_cli.config.trust import command
 
     settings = stored(folder)
@@ -85,7 +85,8 @@ def differ_from_run(settings: dict[str, Any], folder: Path) -> bool:
     Raises:
         UserError: they differ in something else.
     """
-    from vae_cli.config import differing, stays, stored
+    from vae_cli.config import differing, stays
+    from vae_cli.config.stored import stored
 
     found = differing(stored(folder), settings)
     for key, (own, new) in found.items():

@@ -173,7 +173,7 @@ def _refuse_settings(config: Config, given: dict[str, str]) -> None:
         beside = option_of("likelihood", config.likelihood.target)
         raise UserError(
             f"data.missing=observed: {beside} sees all of x, and has no likelihood of a part; "
-            f"{_not_giving(given[SEES], SEES)}"
+            f"{_without(given[SEES], SEES, given)} is allowed"
         )
     if data.dequantize and data.binarize not in ("auto", "none"):
         raise UserError(f"data.dequantize=true: contradicts data.binarize={data.binarize}; auto or none is allowed")

@@ -113,7 +113,10 @@ class Latent(nn.Module):
     def infer(self, parameters: Tensor, c: Tensor | None, samples: int) -> Draw:
         """Draw z [K, B, D], K = `samples`, from q of parameters [B, P]; c [B, C] is the prior's condition."""
         q, p = self.q(parameters), self.p(c)
-        z = q.rsample((samples,))
+        return self.weigh(q.rsample((samples,)), q, p, parameters)
+
+    def weigh(self, z: Tensor, q: Distribution, p: Distribution, parameters: Tensor) -> Draw:
+        """Return draws z [K, B, D] of q with what they cost under p."""
         kls = self.kl_by_layer(q, p, z)
         layers = tuple((kl.shape[-1], size) for kl, size in zip(kls, self.units, strict=True))
         return Draw(z, q, p, torch.cat(kls, -1) if len(kls) > 1 else kls[0], layers, parameters)
