@@ -226,18 +226,16 @@ def _quality(session: Session) -> dict[str, Any]:
         raise NotApplicable("not computed, its classifier sees whole examples")
     if min(len(session.train), 2 * len(session.data)) < 20:
         raise NotApplicable("not computed, there are too few examples")
-    return metrics.quality(
-        session.vae, session.train, session.data, session.spec.classes or 0, seed=session.settings.seed
-    )
+    classes, seed = session.spec.classes or 0, session.settings.seed
+    return metrics.quality(session.vae, session.train, session.data, classes, seed=seed)
 
 
 def _fid(session: Session) -> dict[str, Any]:
     from vae_cli import metrics
 
-    if len(session.spec.shape) not in (2, 3) or not session.spec.unit:
-        raise NotApplicable("not computed, Inception sees pictures alone")
-    if session.spec.missing:
-        raise NotApplicable("not computed, Inception sees whole pictures")
+    spec = session.spec
+    if len(spec.shape) not in (2, 3) or not spec.unit or spec.missing:
+        raise NotApplicable("not computed, Inception sees whole pictures alone")
     try:
         return metrics.inception_fid(session.vae, session.data, seed=session.settings.seed)
     except OSError as error:
