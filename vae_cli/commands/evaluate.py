@@ -233,8 +233,7 @@ def _quality(session: Session) -> dict[str, Any]:
 def _fid(session: Session) -> dict[str, Any]:
     from vae_cli import metrics
 
-    spec = session.spec
-    if len(spec.shape) not in (2, 3) or not spec.unit or spec.missing:
+    if len(session.spec.shape) not in (2, 3) or not session.spec.unit or session.spec.missing:
         raise NotApplicable("not computed, Inception sees whole pictures alone")
     try:
         return metrics.inception_fid(session.vae, session.data, seed=session.settings.seed)
