@@ -16,7 +16,8 @@ from tests.conftest import configure, train
 from vae_cli import parts
 from vae_cli.commands.export import export
 from vae_cli.commands.generate import app
-from vae_cli.config import PATHS, check, compose
+from vae_cli.config import PATHS, compose
+from vae_cli.config.check import check
 from vae_cli.config.commands import Export
 from vae_cli.config.words import CONF
 from vae_cli.data import Spec

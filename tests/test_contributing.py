@@ -35,7 +35,7 @@ for wrong in json.loads(sys.argv[2]):
         found.append(str(error))
 print(json.dumps(found))
 """
-ONE_LAYER = "latent=codes or flat or groups or spatial is allowed"
+ONE_LAYER = "latent=flat or groups is allowed"
 WRONG = {  # what is checked of the new parts, from their signatures and facts
     "latent=groups latent.groups=0": "latent.groups=0: at least 1 is allowed",
     "latent=groups posterior=full_gaussian": (

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.documents import DOCUMENTS, anchors, commands, files, links, mistakes, write
 from vae_cli.commands import compare
 from vae_cli.commands.generate.app import validate as validate_generate
-from vae_cli.commands.pack import TRAINED_RAW
+from vae_cli.commands.pack import SOURCE
 from vae_cli.config import check, check_part, signatures, validate, validate_evaluate, words
 from vae_cli.config.commands import Export, Pack
 from vae_cli.config.options import OFFERED
@@ -111,7 +111,7 @@ def _export(arguments):
 def _pack(arguments):
     assert arguments[0] == "pack"
     raw = _composed("pack", arguments[1:])
-    check_part("data", {**raw, "data": {**raw["data"], **TRAINED_RAW}})
+    check_part("data", {**raw, "data": {**raw["data"], **SOURCE}})
     check(Pack, {key: value for key, value in raw.items() if key != "data"}, "")
 
 

@@ -11,9 +11,9 @@ import yaml
 
 from tests.conftest import ROOT, TINY, command, train
 from vae_cli import finished as finished_runs
-from vae_cli import metrics
 from vae_cli.commands.evaluate import METRICS, evaluate
 from vae_cli.config import PATHS, validate_evaluate
+from vae_cli.metrics import split
 from vae_cli.system.errors import UserError
 
 SHORT = (*TINY[:-1], "trainer.steps=30", "trainer.log_likelihood_samples=20")
@@ -163,7 +163,7 @@ def test_memory_that_runs_out_says_what_to_lower(folder, monkeypatch):
     def exhausted(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr(metrics, "log_likelihood", exhausted)
+    monkeypatch.setattr(split, "log_likelihood", exhausted)
     with pytest.raises(UserError, match=r"out of memory: lower batch_size \(now 64\)"):
         evaluate(settings(folder, batch_size=64))
 
@@ -216,7 +216,7 @@ def test_one_metric_that_fails_loses_none_of_the_others(folder, monkeypatch, cap
     def broken(*_, **__):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(metrics, "aggregate", broken)
+    monkeypatch.setattr(split, "aggregate", broken)
     with pytest.raises(UserError, match=r"metrics=\['aggregate'\]: failed"):
         evaluate(settings(folder, metrics=["aggregate", "elbo"], seed=9))
     assert "aggregate: failed (ValueError: no such thing)" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_an_option_of_a_users_own_folder_is_refused_on_the_command_line(own, tmp
     said = command(f"--config-dir={own}", "objective=mine", "latent=ladder", f"hydra.run.dir={tmp_path}/run")
     assert said.returncode != 0
     (line,) = said.stderr.strip().splitlines()
-    assert line.endswith("its layers would depend on one another; latent=codes or flat or spatial is allowed")
+    assert line.endswith("the layers of latent=ladder depend on one another; latent=flat is allowed")
     assert "own_parts.Mine" in line
 
 

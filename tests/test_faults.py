@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_no_part_of_a_file_and_its_name_is_told(finished_run,
     folder, limit = tmp_path / "run", 300 if module == "evaluate" else 600
     shutil.copytree(finished_run, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    done = command(f"run={folder}", *typed, module=f"vae_cli.{module}", before=partial(full_after, limit))
+    done = command(f"run={folder}", *typed, module=f"vae_cli.commands.{module}", before=partial(full_after, limit))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "cannot be written (File too large)" in done.stderr

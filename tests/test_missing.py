@@ -20,7 +20,8 @@ from vae_cli.commands.evaluate import evaluate
 from vae_cli.commands.export import export
 from vae_cli.commands.generate.app import generate, validate
 from vae_cli.commands.generate.imputation import WeightedMean
-from vae_cli.config import PATHS, check, validate_evaluate
+from vae_cli.config import PATHS, validate_evaluate
+from vae_cli.config.check import check
 from vae_cli.config.commands import Export
 from vae_cli.config.words import CONF
 from vae_cli.objective import Penalty
@@ -293,7 +294,7 @@ def test_bad_input_is_told_in_one_line(tmp_path, where, value, missing, line):
 
 def test_what_knows_no_missing_values_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=r"data\.missing=observed: likelihood=autoregressive sees all of x.*likelihood="
+        UserError, match=r"likelihood=autoregressive: needs every pixel.*; data\.missing=refused is allowed"
     ):
         configure("likelihood=autoregressive", "data.missing=observed")
     for source in (["data=synthetic"], ["data=digits"]):

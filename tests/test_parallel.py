@@ -188,6 +188,11 @@ def rank(number, folder, port, *arguments, before=None):
     return Command(*SMALL, *arguments, f"hydra.run.dir={folder}", environment=environment, before=before)
 
 
+def hear_interrupts():
+    """Take Ctrl-C as in a terminal, where the tests themselves run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def be_impatient():
     liveness.SILENCE = 3.0
 
@@ -211,7 +216,7 @@ def test_a_rank_that_is_stopped_is_told_and_does_not_hold_the_others(tmp_path, s
 
 @pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
 def test_a_rank_that_waits_for_the_others_to_begin_is_interrupted(tmp_path, sent, code):
-    with rank(0, tmp_path / "run", port := free_port(), "trainer.steps=2") as first:
+    with rank(0, tmp_path / "run", port := free_port(), "trainer.steps=2", before=hear_interrupts) as first:
         wait_for(lambda: listening(port) or not first.running)
         first.signal(sent)
         done = first.done(timeout=60)

@@ -160,7 +160,7 @@ def test_the_page_is_valid_and_holds_what_the_run_found(run):
 
 def test_what_a_run_holds_stands_on_the_page_as_text(run, tmp_path):
     _, summary = run
-    drawn = page.Drawn(curves=[], pictures=[(EVIL, "data:,")], kl="", latent="", latent_note=EVIL)
+    drawn = page.Drawn(curves=[], pictures=[(EVIL, "data:,")], kl="", kl_map=None, latent="", latent_note=EVIL)
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text(json.dumps([EVIL]))
     heading = page.Heading(EVIL, EVIL, "test", summary | {"measure": EVIL}, {EVIL: EVIL})
@@ -226,7 +226,7 @@ def test_what_the_terminal_shows_stands_there_letter_by_letter(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("extra", [
-    ["model=ladder", "model.below=[2]"], ["data.shape=[7]", "likelihood=gaussian"],
+    ["model=ladder", "latent.below=[2]"], ["data.shape=[7]", "likelihood=gaussian"],
     ["conditional=label", "model.latent_dim=1"], ["prior=flow", "posterior=flow"],
 ])  # fmt: skip
 def test_any_run_has_a_page(tmp_path, extra):

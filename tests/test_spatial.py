@@ -12,7 +12,7 @@ from tests.test_codes import drawn
 from tests.test_generate import finished
 from vae_cli import parts
 from vae_cli.commands.export import export
-from vae_cli.config import check
+from vae_cli.config.check import check
 from vae_cli.config.commands import Export
 from vae_cli.data import Spec
 from vae_cli.report import kl_map

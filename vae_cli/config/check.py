@@ -72,7 +72,7 @@ def schema(group: str, target: str) -> type[Part]:
         for name, each in named.items()
         if name not in OFFERED[group] or name in shared
     }
-    return create_model(target.rpartition(".")[2], __base__=Part if own.closed else OpenPart, **fields)
+    return create_model("Settings", __base__=Part if own.closed else OpenPart, **fields)
 
 
 def forget() -> None:

@@ -151,12 +151,11 @@ def _report(
     reporter.finish(summary, settings, step, chosen.note)
     reporter.attempt("figures", lambda: reporter.figures(vae, data, result))
     reporter.attempt("the Projector's codes", lambda: reporter.codes(step, vae, data))
-    heading = page.Heading(*_title(config, shown.split, chosen.note), shown.split, summary, settings)
+    heading = page.Heading(*_title(config, vae, shown.split, chosen.note), shown.split, summary, settings)
     reporter.attempt("report.html", lambda: reporter.page(vae, data, result, heading))
 
 
-def _title(config: Config, split: str, note: str) -> tuple[str, str]:
+def _title(config: Config, vae: VAE, split: str, note: str) -> tuple[str, str]:
     """Return title and subtitle of the report."""
-    dimensions = f"{config.model.latent_dim} latent dimension{'s' if config.model.latent_dim > 1 else ''}"
     title = f"{name_of('model', config.model)} on {name_of('data', config.data)}"
-    return title, f"{name_of('likelihood', config.likelihood)}, {dimensions}; {split} examples, {note}"
+    return title, f"{name_of('likelihood', config.likelihood)}, {vae.latent.described}; {split} examples, {note}"

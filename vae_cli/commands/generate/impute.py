@@ -35,6 +35,11 @@ def impute(
     steps: Count,
 ) -> list[Path]:
     """Fill in the missing elements of n examples: those that are NaN, and those that a mask hides."""
+    if "sees x" in model.vae.likelihood.gives:
+        raise UserError(
+            "task=impute: p(x|z) of this run gives each pixel those before it alone; runs of another likelihood are "
+            "allowed"
+        )
     index = examples.some(len(examples) if n is None else n)
     x, y = examples.at(index)
     known = _known(model, x, mask)
@@ -42,8 +47,6 @@ def impute(
     found: dict[str, Any] = {}
     if method == "gibbs":
         _, made = imputation.by_turns(model.vae, batch, steps=steps)
-    elif "sees x" in model.vae.likelihood.gives:
-        raise UserError(f"task.method={method}: the run's likelihood sees all of x; gibbs is allowed")
     else:
         made, effective = imputation.by_importance(model.vae, batch, samples=samples, steps=steps)
         found["effective_samples"] = effective
