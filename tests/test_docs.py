@@ -15,7 +15,8 @@ from tests.documents import DOCUMENTS, anchors, commands, files, links, mistakes
 from vae_cli.commands import compare
 from vae_cli.commands.generate.app import validate as validate_generate
 from vae_cli.commands.pack import SOURCE
-from vae_cli.config import check, check_part, signatures, validate, validate_evaluate, words
+from vae_cli.config import check_part, signatures, validate, validate_evaluate, words
+from vae_cli.config.check import check
 from vae_cli.config.commands import Export, Pack
 from vae_cli.config.options import OFFERED
 from vae_cli.config.words import CONF, OVERLAYS, one_line

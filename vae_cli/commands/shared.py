@@ -34,15 +34,17 @@ def guarded(name: str, body: Callable[[], object]) -> None:
     """Run a command; print an error as one line and exit with 1, after an interruption with 75 (resumable) or 130."""
     if sys.version_info >= (3, 14):  # hydra-core 1.3 hands argparse help texts that 3.14 refuses
         argparse.ArgumentParser._check_help = lambda self, action: None  # type: ignore[attr-defined]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
     print_in_any_encoding()
     try:
         try:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us, not Hydra's own printer
             _require_working_folder()
             _refuse_pickles(sys.argv[1:])
             body()
         finally:
             ending()
+            if not DEBUGGING:  # what Python started us, a notebook or a test, goes on without it
+                os.environ.pop("HYDRA_FULL_ERROR", None)
     except BrokenPipeError:  # `vae-train --help | head`
         mute()
     except Exception as error:
