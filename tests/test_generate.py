@@ -523,7 +523,7 @@ def test_values_of_a_file_are_held_against_a_binary_run_before_they_are_cut(fold
     ):
         np.save(tmp_path / "x.npy", beyond)
         with pytest.raises(
-            UserError, match=r"task\.source=.*: values from .*; integers 0 and 1, bytes or fractions in|holds NaN"
+            UserError, match=r"task\.source=.*: values from .*; integers 0 and 1, bytes or fractions in|holds NaN|infinity"
         ):
             generate(settings(folders["plain"], "encode", source=str(tmp_path / "x.npy")))
 
