@@ -522,9 +522,8 @@ def test_values_of_a_file_are_held_against_a_binary_run_before_they_are_cut(fold
         grey * 1e300,
     ):
         np.save(tmp_path / "x.npy", beyond)
-        with pytest.raises(
-            UserError, match=r"task\.source=.*: values from .*; integers 0 and 1, bytes or fractions in|holds NaN|infinity"
-        ):
+        line = r"task\.source=.*: values from .*; integers 0 and 1, bytes or fractions in|holds NaN|infinity"
+        with pytest.raises(UserError, match=line):
             generate(settings(folders["plain"], "encode", source=str(tmp_path / "x.npy")))
 
 
