@@ -49,7 +49,7 @@ class Ladder(Latent):
     ([20, 32], torch.Size([5, 32]))
     """
 
-    gives = ("flat", "shared weights")
+    gives = ("flat",)
 
     @staticmethod
     def decoded_shape(*, below: Sequence[int]) -> tuple[int | None, ...]:

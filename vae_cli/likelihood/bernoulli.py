@@ -90,7 +90,7 @@ class Bernoulli(Likelihood):
     """
 
     support = Binary()
-    gives = ("mass", "mean of x")
+    gives = ("mass",)
 
     def forward(self, outputs: Tensor, event_dims: int, c: Tensor | None = None) -> Distribution:
         """Map logits [..., 1, *shape] to p(x|z)."""

@@ -33,7 +33,7 @@ class Categorical(Posterior):
     torch.Size([5, 6])
     """
 
-    gives = ("categorical posterior", "discrete posterior")
+    gives = ("categorical posterior",)
     needs = {"discrete": "its draws are classes"}
     tau: Tensor
 

@@ -34,7 +34,6 @@ class Flow(Posterior):
     (torch.Size([5, 3]), torch.Size([5]))
     """
 
-    gives = ("gaussian",)
     needs = {"flat": "its context is a parameter of the whole of z, which a grid has not"}
 
     def __init__(self, *, head: Head, latent_dim: int, transforms: Count, hidden: SomeWidths, context: Count):

@@ -24,7 +24,7 @@ class FullGaussian(Posterior):
     torch.Size([5, 3])
     """
 
-    gives = ("gaussian", "cheap density")
+    gives = ("cheap density",)
     needs = {"flat": "its correlations are parameters of the whole of z, which a grid has not"}
     places: Tensor
 

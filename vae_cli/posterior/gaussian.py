@@ -21,7 +21,7 @@ class Gaussian(Posterior):
     torch.Size([2, 5, 3])
     """
 
-    gives = ("gaussian", "factorised", "cheap density")
+    gives = ("factorised", "cheap density")
 
     def __init__(self, *, head: Head):
         super().__init__(head, 2)

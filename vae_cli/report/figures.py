@@ -30,7 +30,6 @@ TITLES = {
 BLUE, ORANGE = "#2f7fc1", "#d1741a"  # of PNG files; a page has its own two, for light and for dark
 NATS = ("elbo", "log_likelihood", "kl", "reconstruction", "gap", "mutual_information", "marginal_kl")
 LISTED = 20  # classes that a legend lists at most
-MISSING = "0.6"  # the grey of missing elements: on no colour map of values
 LONGEST = 24  # letters of a class name beside a picture or in a legend
 LONG = 80  # letters of the settings that name a run
 CURVES = 8  # curves that a legend names; more of them would cover the figure

@@ -17,9 +17,9 @@ from vae_cli.commands.generate.saving import save
 from vae_cli.commands.generate.sources import Examples, read_mask
 from vae_cli.config.types import Count, Mask
 from vae_cli.report import drawing
+from vae_cli.report.drawing import COLUMNS
 from vae_cli.system.errors import UserError
 
-COLUMNS = drawing.COLUMNS
 FEW = 20  # effective draws of z below which a mean is not to be relied on
 
 

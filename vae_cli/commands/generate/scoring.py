@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from vae_cli.api import Trained
-from vae_cli.commands.generate.sources import Examples
+from vae_cli.commands.generate.sources import MANY, Examples
 from vae_cli.config.types import Count
 from vae_cli.report import drawing
+from vae_cli.report.drawing import COLUMNS
 from vae_cli.system.disk import write_csv
 from vae_cli.system.errors import UserError
-
-COLUMNS = drawing.COLUMNS
-MANY = 1000  # examples at once
 
 
 def anomaly(

@@ -21,6 +21,7 @@ from vae_cli.data.inputs import SLACK, class_number
 from vae_cli.report.pictures import is_picture, spread
 from vae_cli.system.errors import UserError, first_line
 
+MANY = 1000  # examples that a task takes at once
 BYTE = 255  # the largest of a byte
 
 

@@ -14,10 +14,11 @@ from vae_cli.commands.generate import latent, samplers
 from vae_cli.commands.generate.impute import impute
 from vae_cli.commands.generate.saving import save
 from vae_cli.commands.generate.scoring import anomaly
-from vae_cli.commands.generate.sources import Examples, read_codes
+from vae_cli.commands.generate.sources import MANY, Examples, read_codes
 from vae_cli.config.types import Condition, Count, CountOrNone, ExistingPath, Indices, Positive, TwoOrMore
 from vae_cli.data.inputs import class_number
 from vae_cli.report import drawing
+from vae_cli.report.drawing import COLUMNS
 from vae_cli.system.errors import UserError
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
     "transfer",
     "traverse",
 ]
-
-COLUMNS = drawing.COLUMNS
-MANY = 1000  # examples at once
 
 
 def sample(
